@@ -271,6 +271,11 @@ fn not_there(upstream: &str, backend: &str, unknown: &Unknown) -> Refusal {
             let error = format!("there is no upstream {:?}", shown(upstream));
             (error, upstream, known)
         }
+        Unknown::Backend(known) if known.is_empty() => {
+            let error = format!("the upstream {upstream:?} has no backends now");
+            let hint = "`tembuku kill` ends sessions on backends that were removed".to_owned();
+            return Refusal(StatusCode::NOT_FOUND, error, hint);
+        }
         Unknown::Backend(known) => {
             let error = format!(
                 "the upstream {upstream:?} has no backend {:?}",

@@ -27,24 +27,31 @@ impl OpenLogs {
         access_logs: &Arc<AccessLogs>,
     ) -> Result<Self, StartErrors> {
         let (mut open, mut errors) = (Vec::new(), Vec::new());
-        let mut wanted = vec![&plan.log.access];
-        for log in plan.listeners.iter().filter_map(|l| l.access_log.as_ref()) {
-            if !wanted.contains(&log) {
-                wanted.push(log);
+        // With the listener that names it.
+        let mut wanted = vec![(&plan.log.access, None)];
+        for listener in &plan.listeners {
+            if let Some(log) = &listener.access_log
+                && wanted.iter().all(|(other, _)| *other != log)
+            {
+                wanted.push((log, Some(&listener.name)));
             }
         }
         // Files that hang are waited for together.
         let (mut opening, calls) = (Vec::new(), blocking::Calls::default());
-        for log in wanted {
+        for (log, listener) in wanted {
             if let Some((destination, format)) = destination(log, plan.log.format) {
                 let access_logs = Arc::clone(access_logs);
                 let open = move || access_logs.open(destination, format);
-                opening.push((log, calls.begin(blocking::LIMIT, open).await));
+                opening.push((log, listener, calls.begin(blocking::LIMIT, open).await));
             }
         }
-        for (log, opening) in opening {
+        for (log, listener, opening) in opening {
             let path = path(log);
-            let failed = |source| StartError::AccessLog { path, source };
+            let failed = |source| StartError::AccessLog {
+                listener: listener.cloned(),
+                path,
+                source,
+            };
             match opening.await.map_err(io::Error::other).flatten().flatten() {
                 Ok(opened) => open.push((log.clone(), opened)),
                 Err(error) => errors.push(failed(error)),

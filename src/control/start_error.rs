@@ -26,8 +26,10 @@ pub enum StartError {
         listener: String,
         way: String,
     },
-    /// `path`: of a file; `None`: standard output.
+    /// `listener`: whose key names it; `None`: that of the process. `path`: of a file; `None`:
+    /// standard output.
     AccessLog {
+        listener: Option<String>,
         path: Option<PathBuf>,
         source: io::Error,
     },
@@ -114,21 +116,23 @@ impl fmt::Display for StartError {
                 write!(f, "listener {listener} is its own backend: {way}")
             }
             Self::AccessLog {
-                path: Some(path),
+                listener,
+                path,
                 source,
             } => {
-                let path = path.display();
-                write!(
-                    f,
-                    "`access` in [log]: cannot open the access log {path}: {source}; its folder \
-                     must be there and writable for the user that runs tembuku"
-                )
-            }
-            Self::AccessLog { path: None, source } => {
-                write!(
-                    f,
-                    "`access` in [log]: cannot write the access log: {source}"
-                )
+                match listener {
+                    Some(listener) => write!(f, "listener {listener}: `access_log`: ")?,
+                    None => f.write_str("`access` in [log]: ")?,
+                }
+                match path {
+                    Some(path) => write!(
+                        f,
+                        "cannot open the access log {}: {source}; its folder must be there and \
+                         writable for the user that runs tembuku",
+                        path.display()
+                    ),
+                    None => write!(f, "cannot write the access log: {source}"),
+                }
             }
             Self::ReadyFile { path, source } => {
                 let path = path.display();

@@ -6,9 +6,10 @@ use crate::harness::{
     programs::{self, place},
     secs,
     server::{Server, ask_many, named},
-    tembuku::Tembuku,
+    tembuku::{Tembuku, cli},
     udp, wait_until,
 };
+use serde_json::Value;
 use std::net::{SocketAddr, TcpStream};
 
 /// Two backends, of which the first takes every session.
@@ -47,6 +48,17 @@ impl Setup {
     fn set_backends(&self, keys: &str, backends: &[usize]) {
         let backends: Vec<_> = backends.iter().map(|n| self.servers[*n].addr).collect();
         self.tembuku.reload(&config(self.front, keys, &backends));
+    }
+
+    /// The sessions that a reload would end with this object.
+    fn forecast(&self, object: &str, name: &str) -> u64 {
+        let socket = self.tembuku.dir.file("admin.sock");
+        let socket = socket.to_str().unwrap();
+        let output = cli(&["reload", "--dry-run", "--json", "--socket", socket]);
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let mut changes = report["changes"].as_array().unwrap().iter();
+        let change = changes.find(|c| c["object"] == object && c["name"] == name);
+        change.unwrap()["ended_sessions"].as_u64().unwrap()
     }
 
     fn sessions(&self, count: usize) -> Vec<TcpStream> {
@@ -201,6 +213,11 @@ fn sessions_of_a_removed_listener_end_by_its_upstream() {
         );
         let without = both.replace(&text, &other);
         assert_ne!(both, without);
+        setup.tembuku.write(&without);
+        assert_eq!(
+            setup.forecast("listener", "front"),
+            if closes { 2 } else { 0 }
+        );
         setup.tembuku.reload(&without);
         assert_eq!(ask_many(addr, 1), ["b1"]);
         let front = [("listener", "front")];

@@ -88,6 +88,7 @@ impl<'a> Forecast<'a> {
                 upstream,
                 edit: Edit::Removed(_),
             } => find(self.plan, upstream).map_or(SessionAction::Keep, |u| u.on_removed),
+            Change::Listener(Edit::Removed(listener)) => self.on_removal_of(listener),
             Change::Process(_)
             | Change::Admin(_)
             | Change::Log(_)
@@ -101,6 +102,13 @@ impl<'a> Forecast<'a> {
             SessionAction::Close | SessionAction::CloseAfter(_) => sessions,
             SessionAction::Keep | SessionAction::Move => 0,
         })
+    }
+
+    /// That of the upstream that it used last; where that is removed as well, what it had.
+    fn on_removal_of(&self, listener: &Listener) -> SessionAction {
+        let upstream = &listener.upstream;
+        let upstream = find(self.plan, upstream).or_else(|| find(&self.running.plan, upstream));
+        upstream.map_or(SessionAction::Keep, |upstream| upstream.on_removed)
     }
 
     /// On all backends of an upstream.

@@ -75,7 +75,22 @@ fn an_access_log_that_cannot_be_opened_refuses_the_reload() {
     let before = setup.status();
     set_log(&setup, "access = \"/nonexistent/access.log\"");
     let printed = setup.fail_to_reload();
+    assert!(
+        printed.contains("`access` in [log]: cannot open"),
+        "{printed}"
+    );
     assert!(printed.contains("/nonexistent/access.log"), "{printed}");
+    assert_eq!(setup.status(), before);
+    // The key that names it is named.
+    set_log(&setup, "");
+    let key = "access_log = \"/nonexistent/other.log\"\n";
+    let config = setup.config();
+    let begin = config.find("upstream = ").unwrap();
+    let config = format!("{}{key}{}", &config[..begin], &config[begin..]);
+    setup.write(&config);
+    let printed = setup.fail_to_reload();
+    assert!(printed.contains(": `access_log`: cannot open"), "{printed}");
+    assert!(printed.contains("/nonexistent/other.log"), "{printed}");
     assert_eq!(setup.status(), before);
 }
 
