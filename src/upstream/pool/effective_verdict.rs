@@ -75,8 +75,11 @@ impl Review {
 
     pub(super) fn set_plan(&mut self, plan: &plan::Upstream) {
         let Some(check) = &plan.check else {
+            // The next review ends what has begun, and says so.
             *self = Self {
                 well: self.well,
+                panic: self.panic,
+                in_fallback: self.in_fallback,
                 ..Self::default()
             };
             return;
@@ -236,7 +239,7 @@ impl Inner {
     pub(super) fn review(&mut self, trigger: Option<Trigger>, now: Instant) {
         if self.review.is_of_each() {
             let all = 0..self.endpoints.len() + self.departed.len();
-            self.review.due = None;
+            self.find_stale(now);
             self.review_some(all, trigger, now);
             return;
         }
@@ -357,17 +360,16 @@ impl Inner {
 
     fn find_stale(&mut self, now: Instant) {
         self.review.due = None;
-        let Some(limit) = self.review.stale_after else {
-            return;
-        };
+        let limit = self.review.stale_after;
         for endpoint in &mut self.endpoints {
             let is_used = !endpoint.config.is_down && endpoint.is_checked();
             let check = &mut endpoint.check;
             let is_used = is_used && check.own.is_up();
-            let until = check.last_conclusive + limit;
-            let is_stale = is_used && now >= until;
+            // Without a limit, also where a reload has taken it away, nothing is stale.
+            let until = limit.map(|limit| check.last_conclusive + limit);
+            let is_stale = is_used && until.is_some_and(|until| now >= until);
             if is_used && !is_stale {
-                self.review.due = self.review.due.into_iter().chain([until]).min();
+                self.review.due = self.review.due.into_iter().chain(until).min();
             }
             if std::mem::replace(&mut check.is_stale, is_stale) == is_stale {
                 continue;
@@ -457,6 +459,10 @@ impl Inner {
     fn review_panic(&mut self) {
         let review = &mut self.review;
         if review.panic_threshold == 0 {
+            // A reload may have taken the threshold away in the middle of a panic.
+            if review.panic.take().is_some() {
+                self.events.push(Event::PanicEnded);
+            }
             return;
         }
         let serves = |backend: &[Endpoint]| {

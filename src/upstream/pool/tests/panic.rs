@@ -73,6 +73,45 @@ fn below_the_threshold_all_are_used_and_above_it_those_that_are_up() {
     assert_eq!(pool.snapshot(now)[3].why, "");
 }
 
+/// Otherwise backends that are down would be used for as long as the process lives.
+#[test]
+fn a_panic_ends_with_its_threshold_or_its_check() {
+    let now = Instant::now();
+    let backends = || (1..=3).map(planned).collect::<Vec<_>>();
+    for has_check in [true, false] {
+        let pool = with_threshold(backends(), 100, true);
+        verdict(&pool, 0, DOWN, false, now);
+        assert_eq!(events(&pool, now), ["down", "panic 2 of 3"]);
+        let mut plan = upstream(backends(), check(CheckKind::Tcp));
+        plan.check = plan.check.filter(|_| has_check);
+        super::plans::apply(&pool, &plan, now);
+        assert!(!pool.in_panic());
+        let events = events(&pool, now);
+        assert!(events.contains(&"panic over".to_owned()), "{events:?}");
+        if has_check {
+            assert_eq!(picks(&pool, now), ["10.0.0.2:1", "10.0.0.3:1"]);
+        }
+    }
+}
+
+/// Otherwise it would be out until its next verdict, which may be the same.
+#[test]
+fn a_verdict_is_no_longer_stale_without_the_limit() {
+    let mut now = Instant::now();
+    let limited = Check {
+        stale_after: Some(Duration::from_secs(5)),
+        start_up: true,
+        ..check(CheckKind::Tcp)
+    };
+    let pool = guarded(vec![planned(1)], limited, now);
+    verdict(&pool, 0, Verdict::Up, false, now);
+    now += Duration::from_secs(6);
+    assert_eq!(pick(&pool, now), None);
+    let plan = upstream(vec![planned(1)], check(CheckKind::Tcp));
+    super::plans::apply(&pool, &plan, now);
+    assert_eq!(pick(&pool, now).as_deref(), Some("10.0.0.1:1"));
+}
+
 #[test]
 fn the_panic_threshold_does_not_override_the_configuration() {
     let now = Instant::now();

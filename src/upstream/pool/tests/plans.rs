@@ -5,6 +5,14 @@ use crate::upstream::explain::Candidate;
 use proptest::prelude::*;
 
 fn set_plan(pool: &Pool, backends: Vec<Planned>, now: Instant) {
+    let check = Check {
+        start_up: true,
+        ..check(CheckKind::Tcp)
+    };
+    apply(pool, &upstream(backends, check), now);
+}
+
+pub(super) fn apply(pool: &Pool, plan: &plan::Upstream, now: Instant) {
     let exporter = Exporter::new(1);
     let of_all = exporter.upstream("u");
     let add = |b: &Planned| {
@@ -14,12 +22,7 @@ fn set_plan(pool: &Pool, backends: Vec<Planned>, now: Instant) {
         let metrics = Arc::new(exporter.backend(&of_all, &b.text, true));
         (metrics, vec![addr.clone()])
     };
-    let check = Check {
-        start_up: true,
-        ..check(CheckKind::Tcp)
-    };
-    let plan = upstream(backends, check);
-    pool.set_plan(&plan, add, &Cause::Plan, now);
+    pool.set_plan(plan, add, &Cause::Plan, now);
 }
 
 /// A dry run must predict what the reload does.
