@@ -9,7 +9,7 @@ use super::{
     text::quote::quoted,
 };
 use crate::plan::{
-    Plan, Upstream,
+    Listener, Plan, Protocol, Upstream,
     diff::{Change, Edit},
 };
 use serde::Serialize;
@@ -51,11 +51,12 @@ pub fn changed_keys(old: &Plan, new: &Plan, change: &Change) -> Vec<ChangedKey> 
     // while it has none: that it has its default then is no change.
     let is_touched = |key: &ChangedKey| {
         let is_in_both = sections.iter().all(|s| s.contains(section(&key.key)));
-        let value = match (&key.before, &key.after) {
-            (None, Some(value)) | (Some(value), None) => Some(value.trim_matches('"')),
-            (Some(_), Some(_)) | (None, None) => None,
+        let (plan, value) = match (&key.before, &key.after) {
+            (None, Some(value)) => (new, value),
+            (Some(value), None) => (old, value),
+            (Some(_), Some(_)) | (None, None) => return true,
         };
-        !is_in_both || value.is_none() || value != default(change, &key.key)
+        !is_in_both || Some(value.trim_matches('"')) != default(plan, change, &key.key)
     };
     let touched: Vec<ChangedKey> = all.iter().filter(|key| is_touched(key)).cloned().collect();
     // Each change has a reason.
@@ -67,9 +68,16 @@ fn section(key: &str) -> &str {
     key.rsplit_once('.').map_or("", |(section, _)| section)
 }
 
-/// The default of a key, as it is written without quotes, if it has one by itself.
-fn default(change: &Change, key: &str) -> Option<&'static str> {
+/// The default that a key has in this plan, as it is written without quotes, if it has one.
+fn default(plan: &Plan, change: &Change, key: &str) -> Option<&'static str> {
     let found = match change {
+        Change::Upstream(edit) if key == "on_down" => {
+            let name = &edit.item().name;
+            let mut listeners = plan.listeners.iter();
+            let is_udp = |l: &Listener| matches!(l.protocol, Protocol::Udp(_));
+            let has_flows = listeners.any(|l| is_udp(l) && l.upstream == *name);
+            Some(if has_flows { "move" } else { "keep" })
+        }
         Change::Upstream(_) => match key.strip_prefix("check.") {
             Some(key) => default_in(check::CHECK, key),
             None => default_in(upstream::UPSTREAM, key),
@@ -79,7 +87,7 @@ fn default(change: &Change, key: &str) -> Option<&'static str> {
             let found = found.or_else(|| default_in(listener::OWN, key));
             found.or_else(|| default_in(limits::LIMITS, key))
         }
-        Change::NeedsUpgrade(change) => default(change, key),
+        Change::NeedsUpgrade(change) => default(plan, change, key),
         Change::Process(_) | Change::Admin(_) | Change::Log(_) | Change::Backend { .. } => None,
     };
     found.filter(|default| !default.is_empty())
