@@ -256,7 +256,11 @@ mod tests {
             ("option redis-check\n", &["kind = \"redis\""]),
             (
                 "option pgsql-check user check\n",
-                &["kind = \"postgres\"", "login = false"],
+                &[
+                    "kind = \"postgres\"",
+                    "login = false",
+                    "user = \"check\"",
+                ],
             ),
             (
                 "option mysql-check user check\n",

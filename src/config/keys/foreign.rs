@@ -70,6 +70,7 @@ static WORDS: &[Foreign] = words! {
     Haproxy "backend": "upstreams" ROOT.
     Haproxy "check-ssl": "tls" CHECK.
     Haproxy "clitcpka": "keepalive" LISTENER; "it is on by default".
+    Haproxy "clitcpka-idle": "keepalive" LISTENER; "it is on by default".
     Haproxy "default-server": ; "a key of a backend stands with each backend".
     Haproxy "default_backend": "upstream" LISTENER.
     Nginx "deny": "access" LISTENER; "as in [\"allow 10.0.0.0/8\", \"deny all\"]".
@@ -103,6 +104,7 @@ static WORDS: &[Foreign] = words! {
     Nginx "limit_conn_dry_run": "limits_dry_run" LISTENER.
     Both "listen": "bind" LISTENER; "`listen` of [admin] is where the status page answers".
     Haproxy "log": "access" LOG; "\"off\", \"stdout\" or a path".
+    Haproxy "log-format": "format" LOG; "\"text\" or \"json\"; the fields are fixed".
     Nginx "log_format": "format" LOG; "\"text\" or \"json\"; the fields are fixed".
     Nginx "map": .
     Nginx "max_conns": "max_connections" BACKEND.
@@ -252,7 +254,9 @@ mod tests {
             let rows = document.lines().filter(|line| line.starts_with("| `"));
             for row in rows {
                 let first = row.split(" | ").next().unwrap_or_default();
-                for span in first.split('`').skip(1).step_by(2) {
+                // Variables and fields of their logs are no words of a configuration.
+                let spans = first.split('`').skip(1).step_by(2);
+                for span in spans.filter(|span| !span.starts_with(['$', '%'])) {
                     let mut words = span.split([' ', '/']).filter(|word| *word != "...");
                     let word = words.next().unwrap_or_default();
                     let context = [

@@ -23,9 +23,12 @@ pub(super) fn section(
     let option = option.filter(|_| !name.is_empty());
     match (name, option) {
         ("redis-check", _) => section.set("kind", quoted("redis"), place),
-        ("pgsql-check", _) => {
+        ("pgsql-check", line) => {
             section.set("kind", quoted("postgres"), place);
             section.set("login", "false", place);
+            if let Some(line) = line.filter(|line| line.word(2) == "user") {
+                section.set("user", quoted(line.word(3)), place);
+            }
             let text = "`pgsql-check`: with `user` and `role = \"primary\"` it logs in and knows \
                         the role";
             import.note(List::Differs, place, text);
