@@ -690,16 +690,14 @@ fn a_check_that_connects_proves_an_unproven_backend() {
          start = \"up\"\n[process]\nstart_wait = \"0s\"\n",
         backends.join(", ")
     ));
-    let is_down = |addr: SocketAddr| {
-        let labels = [("backend", addr.to_string()), ("state", "down".to_owned())];
-        let labels = labels
-            .each_ref()
-            .map(|(name, value)| (*name, value.as_str()));
-        tembuku.metric("backend_state", &labels) == 1.0
+    // The first answer decides alone, so each has had one before the servers go.
+    let is_checked = |addr: SocketAddr| {
+        let addr = addr.to_string();
+        let labels = [("backend", addr.as_str()), ("result", "ok")];
+        tembuku.metric("check_results_total", &labels) >= 1.0
     };
-    // The first answer decides alone, so they are up by their checks first.
     let up = [one, two].map(|addr| Server::named_on("up", &[addr]));
-    wait_until("both are up", secs(10), || !is_down(one) && !is_down(two));
+    wait_until("both are up", secs(10), || is_checked(one) && is_checked(two));
     let available = || tembuku.metric("upstream_available_backends", &[]);
     wait_until("both are available", secs(10), || available() == 2.0);
     drop(up);
