@@ -697,7 +697,9 @@ fn a_check_that_connects_proves_an_unproven_backend() {
         tembuku.metric("check_results_total", &labels) >= 1.0
     };
     let up = [one, two].map(|addr| Server::named_on("up", &[addr]));
-    wait_until("both are up", secs(10), || is_checked(one) && is_checked(two));
+    wait_until("both are up", secs(10), || {
+        is_checked(one) && is_checked(two)
+    });
     let available = || tembuku.metric("upstream_available_backends", &[]);
     wait_until("both are available", secs(10), || available() == 2.0);
     drop(up);

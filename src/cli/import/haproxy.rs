@@ -256,11 +256,7 @@ mod tests {
             ("option redis-check\n", &["kind = \"redis\""]),
             (
                 "option pgsql-check user check\n",
-                &[
-                    "kind = \"postgres\"",
-                    "login = false",
-                    "user = \"check\"",
-                ],
+                &["kind = \"postgres\"", "login = false", "user = \"check\""],
             ),
             (
                 "option mysql-check user check\n",
