@@ -18,7 +18,7 @@ pub(super) struct Arguments {
     /// process was started
     #[arg(long, value_name = "PATH")]
     binary: Option<PathBuf>,
-    /// Only let the binary check the file and name what it could take over
+    /// Only let the binary check the file, and change nothing
     #[arg(long)]
     check: bool,
     /// Print the steps as JSON, one a line
