@@ -105,9 +105,10 @@ fn a_weight_is_shown_everywhere_and_survives_a_reload() {
     let note = |in_file| format!("weight 5 by operator, {in_file} in the file, since 20");
     assert!(tembuku.succeed(&["status"]).contains(&note(1)));
     assert!(tembuku.get("/").body.contains(&note(1)));
-    assert!(tembuku.succeed(&["events"]).contains(&format!(
-        "{target} weight 1 -> 5: operator, 1 in the file\n"
-    )));
+    // A session of the start may still be counted behind it.
+    let event = format!("{target} weight 1 -> 5: operator, 1 in the file");
+    let events = tembuku.succeed(&["events"]);
+    assert!(events.contains(&event), "{events}");
 
     // The file's weight changes beneath it, and is what a reset leads to.
     let of_file = format!("{{ address = \"{backend}\", weight = 3 }}");
