@@ -55,6 +55,18 @@ fn descriptors(tembuku: &Succession) -> BTreeMap<String, usize> {
     kinds
 }
 
+/// When those of commands and of the last upgrade are closed.
+fn settled_descriptors(tembuku: &Succession) -> BTreeMap<String, usize> {
+    let (mut last, mut times) = (descriptors(tembuku), 0);
+    wait_until("its descriptors stay the same", secs(10), || {
+        let now = descriptors(tembuku);
+        times = if now == last { times + 1 } else { 0 };
+        last = now;
+        times == 20
+    });
+    last
+}
+
 /// Programs of all kinds keep their connections: each of them goes through all processes.
 /// `TEMBUKU_TEST_UPGRADES`: how many there are.
 #[test]
@@ -76,7 +88,7 @@ fn outlive_many_upgrades(wrapper: &str) {
     let mut tembuku = Succession::start_under(wrapper, &all.config());
     tembuku.upgrade();
     tembuku.wait_alone();
-    let before = descriptors(&tembuku);
+    let before = settled_descriptors(&tembuku);
     let streams = Streams::start(all.fronts[4], 150);
     thread::scope(|scope| {
         let load = Load::start(all.fronts[4], thread::spawn);
