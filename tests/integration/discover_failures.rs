@@ -183,7 +183,9 @@ fn fails_as_documented(kind: &mut dyn Kind) {
     }
     running.wait_backends(&two);
     kept.assert_is_all(&running, name);
-    let (changes, most) = (changed() - before, began.elapsed().as_secs_f64() * 5.0);
+    // One at once, and the next ones 200 ms apart.
+    let most = 1.0 + began.elapsed().as_secs_f64() * 5.0;
+    let changes = changed() - before;
     println!("{name}: {changes} changes for 50 a second");
     assert!(changes <= most, "{name}: {changes}, {most}");
 
