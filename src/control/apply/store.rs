@@ -19,7 +19,7 @@ pub(super) struct Store {
     unsent: Option<Unsent>,
 }
 
-/// What it is to be told as soon as this process is the main one.
+/// What to send to it as soon as this process is the main one.
 #[derive(Default)]
 struct Unsent {
     removed: Vec<String>,

@@ -65,7 +65,7 @@ pub(super) struct NewProcess {
     pub(super) pid: u32,
 }
 
-/// Where a service manager is told of it, it has to be a child of that: systemd kills a main
+/// Where a service manager gets its number, it has to be a child of that: systemd kills a main
 /// process at a stop that is none, and does not wait for it to drain.
 enum Process {
     Child(Child),

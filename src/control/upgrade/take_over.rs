@@ -317,7 +317,7 @@ fn receive_rest(
             Kind::Remainder => match Remainder::read(&message.body) {
                 Ok(rest) => {
                     state.note_rest(rest);
-                    // The old process has told the service manager before it sends this.
+                    // The old process has notified the service manager before it sends this.
                     if has_all {
                         state.is_main.cancel();
                     }
