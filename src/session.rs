@@ -2,13 +2,13 @@
 //! what is counted and logged when a session ends.
 
 pub mod admission;
-pub mod backend_search;
 pub mod bandwidth;
 pub mod filter;
 pub mod per_source;
 pub mod rate;
 mod rate_table;
 pub mod registry;
+pub mod retry;
 pub mod service;
 pub mod sockets;
 pub mod summary;

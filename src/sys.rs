@@ -5,13 +5,13 @@ pub mod files;
 
 pub mod datagram;
 pub mod detached;
-pub mod handed;
 pub mod handshakes;
 pub mod limits;
+pub mod listen_fds;
 pub mod memory;
 pub mod notify;
-pub mod passed;
 pub mod pipe;
 pub mod process;
 pub mod route;
 pub mod socket;
+pub mod upgrade_channel;

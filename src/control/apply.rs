@@ -1,16 +1,16 @@
 //! Puts plans into effect: creates, keeps and removes listeners, upstreams and their tasks, each by
 //! its name. A start is the change from a plan without any.
 
-mod copies;
-mod datagrams;
 mod discovered;
-mod flows;
+mod fd_store;
+mod flow_transfer;
 mod listener;
+mod listener_copies;
 mod listeners;
-mod removed;
 mod removed_listeners;
-mod store;
-mod streams;
+mod removed_upstreams;
+mod tcp_sockets;
+mod udp_sockets;
 mod upstream;
 
 use super::{
@@ -38,10 +38,10 @@ use crate::{
     telemetry::metrics::Exporter,
     upstream::health::Pace,
 };
-use datagrams::DatagramSockets;
+use fd_store::{Role, Store};
 use listener::{ListenerRuntime, Sockets};
-use removed::RemovedUpstreams;
 use removed_listeners::RemovedListeners;
+use removed_upstreams::RemovedUpstreams;
 use std::{
     collections::BTreeMap,
     io,
@@ -49,9 +49,9 @@ use std::{
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
-use store::{Role, Store};
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use udp_sockets::DatagramSockets;
 use upstream::UpstreamRuntime;
 
 /// Everything that a plan in effect is made of. Dropping a part of it ends the tasks of that part.

@@ -3,10 +3,10 @@
 
 mod asking;
 mod backends;
-mod follow;
-mod handed;
 mod queue;
 mod saved;
+mod source_state;
+mod source_tasks;
 
 pub use queue::DiscoveryQueue;
 
@@ -31,7 +31,7 @@ use std::{
 };
 use tokio::{task::JoinSet, time::timeout};
 
-pub(super) use follow::Follower;
+pub(super) use source_tasks::Follower;
 
 /// A source ends its own questions after `timeout`, and then has so long to say why.
 const MARGIN: Duration = Duration::from_millis(100);

@@ -5,7 +5,7 @@
 use crate::{
     handover::listeners::{self, ListeningRecord},
     plan::{Addr, Protocol},
-    sys::passed::{self, Passed, SocketKind},
+    sys::listen_fds::{self, Passed, SocketKind},
 };
 use std::{collections::BTreeSet, io, net::SocketAddr, os::fd::OwnedFd};
 
@@ -47,7 +47,7 @@ impl Inherited {
     /// All that were passed: there are none of the service manager the second time.
     pub(super) fn take(handed: Vec<HandedSocket>) -> Self {
         Self {
-            passed: passed::take(),
+            passed: listen_fds::take(),
             handed,
             closed: BTreeSet::new(),
         }
@@ -134,7 +134,7 @@ impl Inherited {
         let kinds = self
             .handed
             .iter()
-            .map(|handed| passed::kind(&handed.socket));
+            .map(|handed| listen_fds::kind(&handed.socket));
         let addresses = kinds.flatten().map(|kind| match kind {
             SocketKind::Stream(address) => ("tcp", Addr::Tcp(address)),
             SocketKind::Datagram(address) => ("udp", Addr::Tcp(address)),

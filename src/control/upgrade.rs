@@ -10,9 +10,9 @@ mod binary;
 mod error;
 pub mod hand_over;
 pub mod inheritance;
-mod leaving;
 mod link;
 mod previous;
+mod session_transfer;
 mod sums;
 pub mod take_over;
 

@@ -7,16 +7,16 @@
 mod context;
 mod delivery;
 mod direction;
-mod final_step;
-mod first;
+mod first_bytes;
+mod half_close;
 mod mode;
 mod state;
 mod timeouts;
 
-pub use crate::proxy::relay::final_step::{FinalStep, finish};
+pub use crate::proxy::relay::half_close::{FinalStep, finish};
 pub use delivery::{DeliveryState, Undelivered};
 pub use direction::{BreakCause, DirectionState, HeldState, SourceEnd};
-pub use first::FirstBytes;
+pub use first_bytes::FirstBytes;
 pub use mode::Mode;
 pub use state::{RelayState, Side};
 

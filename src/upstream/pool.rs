@@ -6,6 +6,7 @@
 
 mod addresses;
 mod admin_state;
+mod ceilings;
 mod check_record;
 mod configured;
 mod connect_timer;
@@ -15,29 +16,28 @@ mod endpoint_admission;
 mod event;
 mod flow;
 mod forecast;
-mod handed;
+mod handover_state;
 mod index;
-mod line;
 mod locked;
 mod operator_weight;
 mod pick_hashes;
 mod preparation;
 mod snapshot;
-mod takers;
 #[cfg(test)]
 pub(crate) mod tests;
 mod waiting;
+mod waiting_line;
 
 pub use crate::upstream::pool::admin_state::{AdminOrder, AdminSetting, AdminState};
 pub use crate::upstream::pool::check_record::Checked;
 pub use crate::upstream::pool::connect_timer::Clock;
 pub use crate::upstream::pool::event::{AdminChange, AdminStateSet, Cause, Event, Transition};
+pub use ceilings::Taker;
 pub use forecast::candidates_of_new;
-pub use line::{Position, Served};
 pub use operator_weight::{OperatorWeight, WeightError, WeightSet};
 pub use snapshot::Snapshot;
-pub use takers::Taker;
 pub use waiting::{Progress, Waiting};
+pub use waiting_line::{Position, Served};
 
 use crate::{
     plan::{
@@ -57,9 +57,9 @@ use crate::{
             endpoint_admission::Admission,
             event::{Events, Outages},
             index::Index,
-            line::Line,
             locked::Locked,
             preparation::Outline,
+            waiting_line::Line,
         },
     },
 };

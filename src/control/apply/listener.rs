@@ -4,7 +4,9 @@
 //! clients wait in the kernel's queues instead of being refused, or being sent to whichever backend
 //! happened to answer first.
 
-use super::{Runtime, UpstreamRuntime, Workers, datagrams::DatagramSockets, streams::StreamSocket};
+use super::{
+    Runtime, UpstreamRuntime, Workers, tcp_sockets::StreamSocket, udp_sockets::DatagramSockets,
+};
 use crate::{
     control::ListenerView,
     plan::{self, Addr, StartWait},

@@ -1,11 +1,10 @@
 //! Gives the listeners of a plan their sockets: those that the process has already, and new ones.
 
 use super::{
-    Runtime,
-    datagrams::{DatagramSockets, Kept},
-    is_local,
+    Runtime, is_local,
     listener::{ListenerRuntime, Sockets},
-    streams::{ClosingStreams, StreamSocket},
+    tcp_sockets::{ClosingStreams, StreamSocket},
+    udp_sockets::{DatagramSockets, Kept},
     with_share,
 };
 use crate::{

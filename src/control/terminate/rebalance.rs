@@ -9,8 +9,8 @@ use crate::{
     control::State,
     plan::{Balance, reason::CloseReason},
     session::{
-        backend_search::hash_input,
         registry::{Phase, Position, Session, Sessions},
+        retry::hash_input,
     },
     upstream::{
         backend::Backend,

@@ -4,7 +4,7 @@ use super::UpgradeError;
 use crate::{
     control::ServiceManager,
     handover::{hello::Formats, message::Kind},
-    sys::{blocking, detached::Detached, handed},
+    sys::{blocking, detached::Detached, upgrade_channel},
 };
 use serde::Deserialize;
 use std::{
@@ -148,7 +148,7 @@ fn run(binary: &Path, arguments: &[OsString]) -> io::Result<Answer> {
     });
     let mut child = command
         .args(arguments)
-        .env_remove(handed::VARIABLE)
+        .env_remove(upgrade_channel::VARIABLE)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -206,7 +206,7 @@ impl NewProcess {
         });
         command
             .args(env::args_os().skip(1))
-            .env(handed::VARIABLE, handed::VALUE)
+            .env(upgrade_channel::VARIABLE, upgrade_channel::VALUE)
             .stdin(channel);
         let started = match manager.is_there() {
             true => Detached::spawn(&mut command).map(|one| (one.pid, Process::Detached(one))),

@@ -1,7 +1,8 @@
 //! The side of the old process.
 
 use super::{
-    Order, Request, Step, UpgradeError, binary, binary::NewProcess, leaving::Leaving, link::Link,
+    Order, Request, Step, UpgradeError, binary, binary::NewProcess, link::Link,
+    session_transfer::SessionTransfer,
 };
 use crate::{
     control::{OtherProcess, Server, State},
@@ -70,7 +71,7 @@ pub struct Replaced {
     /// What the new process knows of what was counted.
     sums: Vec<Account>,
     /// `None`: the new process understands no sessions.
-    leaving: Option<Leaving>,
+    transfer: Option<SessionTransfer>,
 }
 
 /// Starts the new process and gives it what it needs; nothing has changed then, and dropping the
@@ -257,13 +258,13 @@ impl Server {
         } = successor;
         let scope = scope_of_flows(&link.formats, self.state.view().plan.process.handover);
         let flows = Arc::new(self.runtime.flow_giver(&left_datagrams, scope));
-        let mut leaving = None;
+        let mut transfer = None;
         let state = Arc::clone(&self.state);
         // The file says "ready" all the time.
         state.give_up_ready_file(true).await;
         self.runtime.pause_accepting().await;
         state.close_doors().await;
-        let given = self.commit(&mut link, &mut leaving, request, &flows);
+        let given = self.commit(&mut link, &mut transfer, request, &flows);
         match given.await {
             Ok(sums) => {
                 let pid = process.pid;
@@ -284,7 +285,7 @@ impl Server {
                     pid,
                     link,
                     sums,
-                    leaving,
+                    transfer,
                 })
             }
             Err(error) => {
@@ -292,8 +293,8 @@ impl Server {
                 // It must not accept beside this one, nor relay a session.
                 drop(process);
                 flows.take_back();
-                if let Some(leaving) = leaving {
-                    leaving.end(&mut link, OtherProcess::Dead).await;
+                if let Some(transfer) = transfer {
+                    transfer.end(&mut link, OtherProcess::Dead).await;
                 }
                 self.runtime.resume_accepting().await;
                 state.give_up_ready_file(false).await;
@@ -302,12 +303,12 @@ impl Server {
         }
     }
 
-    /// Returns the sums that the new process has got. `leaving`: the sessions that are on their
+    /// Returns the sums that the new process has got. `transfer`: the sessions that are on their
     /// way to it.
     async fn commit(
         &self,
         link: &mut Link,
-        leaving: &mut Option<Leaving>,
+        transfer: &mut Option<SessionTransfer>,
         request: &Request,
         flows: &Arc<Giver>,
     ) -> Result<Vec<Account>, UpgradeError> {
@@ -326,12 +327,12 @@ impl Server {
         tracing::info!("upgrade: the new process accepts");
         give_flows(link, Arc::clone(flows)).await?;
         let handover = state.view().plan.process.handover;
-        *leaving = match handover {
-            Handover::Sessions => Leaving::begin(self, link),
+        *transfer = match handover {
+            Handover::Sessions => SessionTransfer::begin(self, link),
             Handover::Listeners => None,
         };
-        match leaving {
-            Some(leaving) => send_sessions(link, leaving, request).await?,
+        match transfer {
+            Some(transfer) => send_sessions(link, transfer, request).await?,
             None if handover == Handover::Listeners => {
                 tracing::info!("upgrade: sessions stay here, as configured");
             }
@@ -373,12 +374,12 @@ async fn give_flows(link: &mut Link, giver: Arc<Giver>) -> Result<(), UpgradeErr
 
 async fn send_sessions(
     link: &mut Link,
-    leaving: &mut Leaving,
+    transfer: &mut SessionTransfer,
     request: &Request,
 ) -> Result<(), UpgradeError> {
-    let sent = leaving.send_all(link).await;
+    let sent = transfer.send_all(link).await;
     sent.map_err(|source| broken(Kind::SessionsTaken, source))?;
-    let report = leaving.report();
+    let report = transfer.report();
     let (taken, refused) = (report.taken, report.refused.values().sum());
     tracing::info!(taken, refused, "upgrade: sessions moved");
     for (reason, sessions) in &report.refused {
@@ -402,8 +403,8 @@ impl Replaced {
                     if matches!(&error, UpgradeError::Channel { source, .. } if is_closed(source)) {
                         return self.note_end().await;
                     }
-                    if let Some(leaving) = self.leaving.take() {
-                        leaving.end(&mut self.link, OtherProcess::Alive).await;
+                    if let Some(transfer) = self.transfer.take() {
+                        transfer.end(&mut self.link, OtherProcess::Alive).await;
                     }
                     // To the other process the end of the channel would be that of this one.
                     ended.cancelled().await;
@@ -421,8 +422,8 @@ impl Replaced {
 
     /// The new process has closed the channel. Sessions go on here.
     async fn note_end(&mut self) -> bool {
-        if let Some(leaving) = self.leaving.take() {
-            leaving.end(&mut self.link, OtherProcess::Dead).await;
+        if let Some(transfer) = self.transfer.take() {
+            transfer.end(&mut self.link, OtherProcess::Dead).await;
         }
         // The channel is closed first.
         let began = Instant::now();
@@ -444,20 +445,20 @@ impl Replaced {
     /// Sends sessions that begin to be relayed only now, for some time. Returns whether the new
     /// process is there.
     async fn follow(&mut self, ended: &CancellationToken) -> bool {
-        let Some(leaving) = &mut self.leaving else {
+        let Some(transfer) = &mut self.transfer else {
             tokio::select! {
                 () = tokio::time::sleep(REPORT) => {}
                 () = ended.cancelled() => {}
             }
             return true;
         };
-        let (other, error) = match leaving.follow(&mut self.link).await {
+        let (other, error) = match transfer.follow(&mut self.link).await {
             Ok(()) => return true,
             Err(ChannelError::Closed) => (OtherProcess::Dead, None),
             Err(error) => (OtherProcess::Alive, Some(error)),
         };
-        if let Some(leaving) = self.leaving.take() {
-            leaving.end(&mut self.link, other).await;
+        if let Some(transfer) = self.transfer.take() {
+            transfer.end(&mut self.link, other).await;
         }
         // It serves, so that it is not for this process to end it.
         if let Some(error) = error {

@@ -17,7 +17,7 @@ use crate::{
     },
     plan::Plan,
     proxy::udp::Taker,
-    sys::{self, handed},
+    sys::{self, upgrade_channel},
 };
 use std::{
     fmt, io,
@@ -79,7 +79,7 @@ pub enum TakeOverError {
 
 /// The channel to the process that this one is to replace; `None`: it replaces none.
 pub fn predecessor() -> Result<Option<Predecessor>, TakeOverError> {
-    let Some(channel) = handed::take_channel() else {
+    let Some(channel) = upgrade_channel::take_channel() else {
         return Ok(None);
     };
     let channel = channel.map_err(TakeOverError::NoChannel)?;

@@ -12,8 +12,8 @@ use crate::{
         net::{Stream, open},
     },
     session::{
-        backend_search::BackendSearch,
         registry::Session,
+        retry::BackendSearch,
         service::Service,
         summary::{Attempt, Unserved},
     },

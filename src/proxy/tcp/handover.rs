@@ -5,13 +5,13 @@
 //! it knows whether the other has taken the session: one of both relays it, never both.
 
 mod format;
-mod go_on;
-mod leave;
+mod resume;
+mod suspend;
 
-pub use go_on::{Continuation, Silences, Unsuitable};
-pub use leave::{Answer, Departure};
+pub use resume::{Continuation, Silences, Unsuitable};
+pub use suspend::{Answer, Departure};
 
-pub(super) use leave::{hand_over, set_exit};
+pub(super) use suspend::{hand_over, set_exit};
 
 use crate::{
     plan::Addr,

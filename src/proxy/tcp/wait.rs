@@ -5,9 +5,9 @@ use crate::{
     plan::reason::{CloseReason, Shortage},
     runtime::{executor, net::Stream},
     session::{
-        backend_search::{BackendSearch, Waited},
         rate::Delay,
         registry::Session,
+        retry::{BackendSearch, Waited},
         summary::Unserved,
     },
     upstream::{backend::Lease, pool::Progress},

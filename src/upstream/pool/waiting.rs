@@ -11,8 +11,8 @@
 use super::{
     Inner, Pool, Search, View,
     endpoint::Endpoint,
-    line::{Left, Position, Served},
     locked::Locked,
+    waiting_line::{Left, Position, Served},
 };
 use crate::{
     plan::reason::{Shortage, WaitResult},

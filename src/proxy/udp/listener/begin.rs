@@ -20,8 +20,8 @@ use crate::{
     runtime::{mailbox::Message, net::Client},
     session::{
         admission,
-        backend_search::{BackendSearch, hash_input},
         registry::{Arrival, Session},
+        retry::{BackendSearch, hash_input},
         service::Call,
         summary::{Attempt, RefusedSession, Summary, Unserved},
     },

@@ -11,8 +11,8 @@ use crate::{
     runtime::mailbox::Message,
     session::{
         admission::Permits,
-        backend_search::Waited,
         rate::Delay,
+        retry::Waited,
         sockets::SocketPermit,
         summary::{Attempt, Unserved},
     },

@@ -1,6 +1,6 @@
 //! Gives the flows of datagrams to another process, or takes them over.
 
-use super::{Runtime, datagrams::DatagramSockets, listener::Sockets};
+use super::{Runtime, listener::Sockets, udp_sockets::DatagramSockets};
 use crate::proxy::udp::{self, GivenListener, Giver, Scope, Taker};
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

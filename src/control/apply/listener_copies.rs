@@ -2,9 +2,9 @@
 
 use super::{
     Runtime, Workers,
-    datagrams::DatagramSockets,
     listener::Sockets,
-    streams::{ClosingStreams, StreamSocket},
+    tcp_sockets::{ClosingStreams, StreamSocket},
+    udp_sockets::DatagramSockets,
 };
 use crate::{
     handover::listeners::{ListeningRecord, Protocol},

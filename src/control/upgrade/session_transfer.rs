@@ -14,9 +14,9 @@ const ALL: Duration = Duration::from_secs(600);
 const LATER: Duration = Duration::from_millis(100);
 
 /// `None` once the call that had it has been given up.
-pub(super) struct Leaving(Option<Box<SessionSender>>);
+pub(super) struct SessionTransfer(Option<Box<SessionSender>>);
 
-impl Leaving {
+impl SessionTransfer {
     /// `None`: the new process does not understand the sessions of this one.
     pub(super) fn begin(server: &Server, link: &Link) -> Option<Self> {
         let version = link.formats.common(Kind::Sessions)?;
