@@ -1,14 +1,16 @@
 //! The one consumer of what happens to the backends of an upstream: it turns events of the pool
 //! into log lines, entries of the journal, metrics, outages and terminations of sessions.
 
+mod transition_log;
+
 use super::supervise::supervised;
 use crate::{
     control::{
         draining::Draining,
-        journal::{BackendCount, Event as Entry, Journal, Number, seconds},
+        journal::{BackendCount, Event as Entry, Journal, Number},
         outage::OutageTracker,
     },
-    plan::{Upstream, reason::BackendState},
+    plan::Upstream,
     upstream::pool::{AdminStateSet, Cause, Event, Pool, Transition, WeightSet},
 };
 use std::{
@@ -237,7 +239,7 @@ impl Lifecycle {
             Some(number) => number,
             None => {
                 let entry = Entry::new(&pool.name, transition);
-                log(&entry, transition);
+                transition_log::log(&entry, transition);
                 self.journal.record(entry)
             }
         };
@@ -266,40 +268,5 @@ fn is_of_plan(cause: &Cause) -> bool {
         | Cause::Answered
         | Cause::CheckPassed
         | Cause::Operator(_) => false,
-    }
-}
-
-fn log(entry: &Entry, transition: &Transition) {
-    let (upstream, backend, address) = (&entry.upstream, &entry.backend, &entry.address);
-    let (from, to, reason) = (&*entry.from, &*entry.to, &*entry.reason);
-    let transcript = entry.transcript.as_deref().unwrap_or_default();
-    let doubt_seconds = seconds(transition.doubted_for);
-    match &transition.cause {
-        Cause::Superseded(_) | Cause::TwoPrimaries(_) => {
-            tracing::warn!(%upstream, %backend, %address, from, to, reason, transcript,
-                "two primaries reported, backend marked doubtful");
-        }
-        Cause::Check { .. } | Cause::OnePrimary if transition.is_outage() => {
-            tracing::warn!(%upstream, %backend, %address, from, to, reason, transcript,
-                doubt_seconds, "backend marked down");
-        }
-        Cause::Check { .. } | Cause::OnePrimary if transition.to == Some(BackendState::Up) => {
-            tracing::info!(%upstream, %backend, %address, from, to, reason, transcript,
-                doubt_seconds, "backend is up");
-        }
-        // One that has not been used yet is no reason for a warning.
-        Cause::Check { .. } | Cause::OnePrimary => {
-            tracing::info!(%upstream, %backend, %address, from, to, reason, transcript,
-                doubt_seconds, "backend stays out");
-        }
-        Cause::Failure { error, .. } => {
-            tracing::warn!(%upstream, %backend, %address, from, to, reason, %error, doubt_seconds,
-                "backend marked down");
-        }
-        Cause::Connected | Cause::Answered | Cause::CheckPassed => {
-            tracing::info!(%upstream, %backend, %address, from, to, reason, "backend marked up");
-        }
-        // Logged for all addresses at once, by what changed them.
-        Cause::Operator(_) | Cause::Resolver | Cause::Plan | Cause::Discovery => {}
     }
 }

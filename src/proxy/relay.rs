@@ -21,10 +21,7 @@ pub use mode::Mode;
 pub use state::{RelayState, Side};
 
 use crate::{
-    plan::{
-        self, access,
-        reason::{CloseReason, Cut},
-    },
+    plan::{self, access, reason::CloseReason},
     proxy::relay::timeouts::after,
     proxy_protocol::Watch,
     runtime::{executor, net::Stream},
@@ -32,7 +29,6 @@ use crate::{
         bandwidth::{SessionBandwidth, Way},
         registry::{Interruption, Session},
     },
-    sys,
     telemetry::metrics::{BackendCounts, ListenerCounts, RelayCounts},
     upstream::{
         backend::Backend,
@@ -297,16 +293,8 @@ impl<'a> Relay<'a> {
         let moved = Cell::new(false);
         let ended_before = (self.up.finished, self.down.finished);
         self.advance_both(now, &moved);
-        let has_ended = self.up.finished != self.down.finished && self.broken.is_none();
-        if has_ended && !self.plan.half_close {
-            self.up.stop_reading();
-            self.down.stop_reading();
-            self.advance_both(now, &moved);
-            // A backend that has ended may read nothing more, and the client is not to wait for
-            // its end until then. What it sent last is cut anyway, since it is not read any more.
-            if self.down.finished && !self.up.finished && self.broken.is_none() {
-                self.up.finish();
-            }
+        if self.ends_with_one_side() {
+            self.end_other_side(now, &moved);
         }
         if let FirstByte::Awaited(observers) = &mut self.first_byte {
             if let Some(observers) = observers {
@@ -348,20 +336,6 @@ impl<'a> Relay<'a> {
 
     fn bandwidth(&self) -> Option<&'a SessionBandwidth> {
         self.connection.bandwidth()
-    }
-
-    /// What is to be done with the connections of the client and the backend.
-    fn final_steps(&self, end: RelayEnd) -> (FinalStep, FinalStep) {
-        use FinalStep::{Close, CloseAfterDelivery, ResetAfterDelivery};
-        match (end, self.up.was_stopped(), self.down.was_stopped()) {
-            // The side that has not ended, where the end of the other ended the session.
-            (RelayEnd::Complete, true, false) => (CloseAfterDelivery, Close),
-            (RelayEnd::Complete, false, true) => (Close, CloseAfterDelivery),
-            (RelayEnd::Complete, true, true) | (RelayEnd::Complete, false, false) => (Close, Close),
-            (RelayEnd::Broken(Side::Client, _), ..) => (Close, ResetAfterDelivery),
-            (RelayEnd::Broken(Side::Backend, _), ..) => (ResetAfterDelivery, Close),
-            (RelayEnd::Terminated(_), ..) => (Close, Close),
-        }
     }
 
     fn advance_both(&mut self, now: Instant, moved: &Cell<bool>) {
@@ -466,26 +440,5 @@ impl<'a> Relay<'a> {
 
     fn is_broken(&self, side: Side) -> bool {
         self.broken.is_some_and(|(broken, _)| broken == side)
-    }
-
-    /// A side that has not received everything must not take what it has for the whole. A reset by
-    /// a peer is passed on by the caller.
-    fn reset_incomplete(&self, reason: CloseReason) {
-        let is_mid_stream = match reason.cut() {
-            Cut::Nothing | Cut::PassedOn(..) => return,
-            Cut::Both => {
-                sys::socket::reset_on_close(self.backend());
-                sys::socket::reset_on_close(self.client);
-                return;
-            }
-            Cut::MidStream => true,
-            Cut::Undelivered => false,
-        };
-        if !self.up.finished && (is_mid_stream || self.up.has_more(self.client)) {
-            sys::socket::reset_on_close(self.backend());
-        }
-        if !self.down.finished && (is_mid_stream || self.down.has_more(self.backend())) {
-            sys::socket::reset_on_close(self.client);
-        }
     }
 }

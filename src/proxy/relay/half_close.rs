@@ -1,13 +1,18 @@
-//! What is done with a connection of a session that is over before it is closed.
+//! What one side of a session gets when the other has ended, was reset or is lost, and what is done
+//! with each connection before it is closed.
 
-use super::delivery::PeerCheck;
+use super::{Relay, RelayEnd, Side, delivery::PeerCheck};
 use crate::{
-    plan,
+    plan::{
+        self,
+        reason::{CloseReason, Cut},
+    },
     runtime::{executor, net::Stream},
     session::registry::Session,
     sys,
 };
 use std::{
+    cell::Cell,
     pin::Pin,
     task::Poll,
     time::{Duration, Instant},
@@ -32,6 +37,60 @@ pub enum FinalStep {
 
 /// In a box, since it is rare, and would make every session larger.
 pub(super) type Ending<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
+
+impl Relay<'_> {
+    /// Whether one direction has ended, and the session is to end with it (`half_close = false`).
+    pub(super) fn ends_with_one_side(&self) -> bool {
+        let has_ended = self.up.finished != self.down.finished && self.broken.is_none();
+        has_ended && !self.plan.half_close
+    }
+
+    pub(super) fn end_other_side(&mut self, now: Instant, moved: &Cell<bool>) {
+        self.up.stop_reading();
+        self.down.stop_reading();
+        self.advance_both(now, moved);
+        // A backend that has ended may read nothing more, and the client is not to wait for its
+        // end until then. What it sent last is cut anyway, since it is not read any more.
+        if self.down.finished && !self.up.finished && self.broken.is_none() {
+            self.up.finish();
+        }
+    }
+
+    /// What is to be done with the connections of the client and the backend.
+    pub(super) fn final_steps(&self, end: RelayEnd) -> (FinalStep, FinalStep) {
+        use FinalStep::{Close, CloseAfterDelivery, ResetAfterDelivery};
+        match (end, self.up.was_stopped(), self.down.was_stopped()) {
+            // The side that has not ended, where the end of the other ended the session.
+            (RelayEnd::Complete, true, false) => (CloseAfterDelivery, Close),
+            (RelayEnd::Complete, false, true) => (Close, CloseAfterDelivery),
+            (RelayEnd::Complete, true, true) | (RelayEnd::Complete, false, false) => (Close, Close),
+            (RelayEnd::Broken(Side::Client, _), ..) => (Close, ResetAfterDelivery),
+            (RelayEnd::Broken(Side::Backend, _), ..) => (ResetAfterDelivery, Close),
+            (RelayEnd::Terminated(_), ..) => (Close, Close),
+        }
+    }
+
+    /// A side that has not received everything must not take what it has for the whole. A reset by
+    /// a peer is passed on by the caller.
+    pub(super) fn reset_incomplete(&self, reason: CloseReason) {
+        let is_mid_stream = match reason.cut() {
+            Cut::Nothing | Cut::PassedOn(..) => return,
+            Cut::Both => {
+                sys::socket::reset_on_close(self.backend());
+                sys::socket::reset_on_close(self.client);
+                return;
+            }
+            Cut::MidStream => true,
+            Cut::Undelivered => false,
+        };
+        if !self.up.finished && (is_mid_stream || self.up.has_more(self.client)) {
+            sys::socket::reset_on_close(self.backend());
+        }
+        if !self.down.finished && (is_mid_stream || self.down.has_more(self.backend())) {
+            sys::socket::reset_on_close(self.client);
+        }
+    }
+}
 
 /// `None` for [`FinalStep::Close`], which the caller does by dropping the stream.
 pub fn finish<'a>(

@@ -1,0 +1,42 @@
+//! The log lines of transitions.
+
+use crate::{
+    control::journal::{Event as Entry, seconds},
+    plan::reason::BackendState,
+    upstream::pool::{Cause, Transition},
+};
+
+pub(super) fn log(entry: &Entry, transition: &Transition) {
+    let (upstream, backend, address) = (&entry.upstream, &entry.backend, &entry.address);
+    let (from, to, reason) = (&*entry.from, &*entry.to, &*entry.reason);
+    let transcript = entry.transcript.as_deref().unwrap_or_default();
+    let doubt_seconds = seconds(transition.doubted_for);
+    match &transition.cause {
+        Cause::Superseded(_) | Cause::TwoPrimaries(_) => {
+            tracing::warn!(%upstream, %backend, %address, from, to, reason, transcript,
+                "two primaries reported, backend marked doubtful");
+        }
+        Cause::Check { .. } | Cause::OnePrimary if transition.is_outage() => {
+            tracing::warn!(%upstream, %backend, %address, from, to, reason, transcript,
+                doubt_seconds, "backend marked down");
+        }
+        Cause::Check { .. } | Cause::OnePrimary if transition.to == Some(BackendState::Up) => {
+            tracing::info!(%upstream, %backend, %address, from, to, reason, transcript,
+                doubt_seconds, "backend is up");
+        }
+        // One that has not been used yet is no reason for a warning.
+        Cause::Check { .. } | Cause::OnePrimary => {
+            tracing::info!(%upstream, %backend, %address, from, to, reason, transcript,
+                doubt_seconds, "backend stays out");
+        }
+        Cause::Failure { error, .. } => {
+            tracing::warn!(%upstream, %backend, %address, from, to, reason, %error, doubt_seconds,
+                "backend marked down");
+        }
+        Cause::Connected | Cause::Answered | Cause::CheckPassed => {
+            tracing::info!(%upstream, %backend, %address, from, to, reason, "backend marked up");
+        }
+        // Logged for all addresses at once, by what changed them.
+        Cause::Operator(_) | Cause::Resolver | Cause::Plan | Cause::Discovery => {}
+    }
+}
