@@ -273,6 +273,7 @@ impl RedisCheck {
             };
             match reply {
                 Reply::Text(Some(text)) if replica => {
+                    answer.finding.epoch = info::epoch(text);
                     answer.finding.lag.time = info::lag(text);
                     if fault.is_none() {
                         fault = info::fault(text);

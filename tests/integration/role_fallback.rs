@@ -137,6 +137,40 @@ fn readers_of_redis_stay_on_a_promoted_replica() {
     assert_eq!(lost, 0.0);
 }
 
+/// The former primary is started again, alone and empty, while readers use the new one.
+#[test]
+fn readers_of_redis_do_not_use_a_former_primary() {
+    let mut former = Redis::start(ports::free_addr());
+    let replica = Redis::start(ports::free_addr());
+    replicate(&replica, &former);
+    wait_until("it replicates", secs(30), || {
+        info(replica.addr, "replication").contains("master_link_status:up")
+    });
+    let setup = checks_redis::setup(&[&former, &replica], "", CHECK);
+    setup.wait_state(&replica, "up");
+    former.proc.kill();
+    setup.wait_state(&former, "down");
+    assert_eq!(call(replica.addr, "REPLICAOF NO ONE").unwrap(), "+OK");
+    assert_eq!(call(replica.addr, "SET name new").unwrap(), "+OK");
+    setup.wait_state(&replica, "standby");
+    let mut reader = hold(setup.front);
+
+    let back = Redis::start(former.addr);
+    setup.wait_state(&back, "doubtful");
+    let names: Vec<_> = (0..20).map(|_| call(setup.front, "GET name")).collect();
+    let is_new = |name: &_| matches!(name, Ok(name) if name == "new");
+    assert!(names.iter().all(is_new), "{names:?}");
+    let why = format!("{} is primary, too, and has been for longer", replica.addr);
+    assert_eq!(setup.status(&back)["why"], why);
+    ping(&mut reader);
+
+    // As a replica of the new one it is what readers are for.
+    replicate(&back, &replica);
+    setup.wait_state(&back, "up");
+    assert_eq!(role(setup.front).as_deref(), Some("slave"));
+    ping(&mut reader);
+}
+
 #[test]
 fn readers_of_postgres_use_the_primary() {
     let primary = Postgres::start();

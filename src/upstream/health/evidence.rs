@@ -1,5 +1,6 @@
 //! What the result of a check proves about the role of a server. Pure.
 
+use super::Verdict;
 use crate::plan::reason::CheckResult;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +38,15 @@ impl Evidence {
             | CheckResult::RefusesWrites
             | CheckResult::MasterDown
             | CheckResult::Tls => Self::Unknown,
+        }
+    }
+
+    /// Whether this is the verdict on a server that proves it and works.
+    pub fn is_of(self, verdict: Verdict) -> bool {
+        match self {
+            Self::Role => verdict.is_up(),
+            Self::OtherRole => verdict == Verdict::Standby,
+            Self::Missing | Self::Unchanged | Self::MayHaveRestarted | Self::Unknown => false,
         }
     }
 }

@@ -171,7 +171,11 @@ impl Pool {
         let Ok(replaced) = self.reassemble(prepare, |inner, assembly, remembered| {
             inner.moves = plan.flows_move;
             inner.waits = plan.waits;
+            let sign = inner.review.sign_of_primary();
             inner.review.set_plan(plan);
+            if inner.review.sign_of_primary() != sign {
+                inner.forget_claims();
+            }
             let before = inner.states();
             inner.set_start_verdict(start_verdict, now);
             let mut replaced = inner.put(assembly, now);

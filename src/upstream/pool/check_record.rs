@@ -84,11 +84,13 @@ impl CheckRecord {
         }
     }
 
-    /// Records a check. Returns whether the verdict on this endpoint or on others may change.
+    /// Records a check; `sign`: what a check of a primary shows. Returns whether the verdict on
+    /// this endpoint or on others may change.
     pub(super) fn record(
         &mut self,
         checked: Checked,
         change: Option<Change>,
+        sign: Evidence,
         now: Instant,
     ) -> bool {
         let own = change.map_or(self.own, |change| change.to);
@@ -97,9 +99,10 @@ impl CheckRecord {
         may_change |= self.take_answer(checked.began, evidence, own);
         match evidence {
             Evidence::Missing | Evidence::Unknown => {}
-            Evidence::Unchanged if own.is_up() => may_change |= self.confirm_role(now, now),
+            Evidence::Unchanged if sign.is_of(own) => may_change |= self.confirm_role(now, now),
+            Evidence::Unchanged if own.is_up() => may_change |= self.conclude(now),
             Evidence::Unchanged => {}
-            Evidence::Role => {
+            Evidence::Role | Evidence::OtherRole if evidence == sign => {
                 // The first answer speaks for all the time before it: the server that answers first
                 // is not primary for longer.
                 let since = if self.checked_once {
@@ -110,8 +113,8 @@ impl CheckRecord {
                 may_change |= self.confirm_role(since, now);
                 may_change |= self.evidence.record(&checked.finding);
             }
-            Evidence::OtherRole => {
-                self.last_conclusive = now;
+            Evidence::Role | Evidence::OtherRole => {
+                may_change |= self.conclude(now);
                 self.evidence = PrimaryEvidence::default();
             }
             Evidence::MayHaveRestarted => {
@@ -159,9 +162,15 @@ impl CheckRecord {
         }
     }
 
-    fn confirm_role(&mut self, since: Instant, now: Instant) -> bool {
-        let may_change = self.is_stale || self.evidence.role_since.is_none();
+    /// A check has found its role. Returns whether that may change the verdict.
+    fn conclude(&mut self, now: Instant) -> bool {
         self.last_conclusive = now;
+        self.is_stale
+    }
+
+    /// The same where that role is the primary, since then.
+    fn confirm_role(&mut self, since: Instant, now: Instant) -> bool {
+        let may_change = self.conclude(now) || self.evidence.role_since.is_none();
         self.evidence.role_since.get_or_insert(since);
         may_change
     }

@@ -3,8 +3,8 @@
 //! taken out more than they may.
 
 use super::{
-    AdminState, Cause, Checked, Event, Inner, Pool, Transition, configured::Configured,
-    endpoint::Endpoint, endpoint_admission::Admission,
+    AdminState, Cause, Checked, Event, Inner, Pool, Transition, check_record::PrimaryEvidence,
+    configured::Configured, endpoint::Endpoint, endpoint_admission::Admission,
 };
 use crate::{
     plan::{
@@ -14,8 +14,8 @@ use crate::{
     upstream::{
         backend::Backend,
         health::{
-            Change, Claim, Epoch, FailureOf, Standing, Supersedes, Verdict, count_servers,
-            standings,
+            Change, Claim, Epoch, Evidence, FailureOf, Standing, Supersedes, Verdict,
+            count_servers, standings,
         },
     },
 };
@@ -30,6 +30,8 @@ use std::{
 pub(super) struct Review {
     /// There is to be one primary.
     one_primary: bool,
+    /// Replicas are required.
+    wants_replicas: bool,
     /// What a good check shows to be possible, so that it proves a failed endpoint good.
     check_shows: &'static [FailureOf],
     stale_after: Option<Duration>,
@@ -85,6 +87,7 @@ impl Review {
             return;
         };
         self.one_primary = check.kind.role() == Some(Role::Primary);
+        self.wants_replicas = check.kind.role() == Some(Role::Replica);
         self.check_shows = shown_by(check);
         self.stale_after = check.stale_after;
         self.panic_threshold = check.panic_threshold;
@@ -119,9 +122,17 @@ impl Review {
         Some(format!("panic threshold: {up} of {total} up"))
     }
 
-    /// Whether there is to be one primary.
+    /// Whether of several primaries one is believed: sessions go to a primary.
     pub(super) fn elects(&self) -> bool {
-        self.one_primary
+        self.one_primary || self.role_fallback
+    }
+
+    /// What the check of a primary shows.
+    pub(super) fn sign_of_primary(&self) -> Evidence {
+        match self.wants_replicas {
+            true => Evidence::OtherRole,
+            false => Evidence::Role,
+        }
     }
 
     /// Whether what a check finds about one endpoint decides about no other.
@@ -153,8 +164,11 @@ impl Pool {
         now: Instant,
     ) -> bool {
         let mut inner = self.lock();
-        let followed = match checked.result {
-            CheckResult::WrongRole | CheckResult::Standby => checked.finding.epoch.clone(),
+        let sign = inner.review.sign_of_primary();
+        let followed = match Evidence::of(checked.result) {
+            shown @ (Evidence::Role | Evidence::OtherRole) if shown != sign => {
+                checked.finding.epoch.clone()
+            }
             _ => None,
         };
         let began = checked.began;
@@ -172,7 +186,7 @@ impl Pool {
         let number = inner.number_of(backend);
         let mut may_change = number
             .and_then(|number| inner.outlined_mut(number))
-            .is_some_and(|e| e.record_check(checked, change, now));
+            .is_some_and(|e| e.record_check(checked, change, sign, now));
         if proves {
             may_change |= inner.prove_connect(backend, began, now);
         }
@@ -358,6 +372,13 @@ impl Inner {
             .is_some()
     }
 
+    /// Another role is required: what was found before was about that one.
+    pub(super) fn forget_claims(&mut self) {
+        for endpoint in self.endpoints.iter_mut().chain(&mut self.departed) {
+            endpoint.check.evidence = PrimaryEvidence::default();
+        }
+    }
+
     fn find_stale(&mut self, now: Instant) {
         self.review.due = None;
         let limit = self.review.stale_after;
@@ -388,14 +409,16 @@ impl Inner {
     /// The verdict on each endpoint beside the others, and why it differs from its own; none where
     /// that is its own.
     fn elect(&mut self) -> Vec<(Verdict, Option<String>)> {
-        if !self.review.one_primary {
+        if !self.review.elects() {
             return Vec::new();
         }
+        let sign = self.review.sign_of_primary();
         let endpoints = &mut self.endpoints;
         let own = endpoints.iter().map(|e| (e.check.own, None));
         let mut verdicts: Vec<_> = own.collect();
         let claims = |e: &Endpoint| {
-            !e.config.is_down && (e.check.own.is_up() || e.check.evidence.epoch.is_some())
+            let check = &e.check;
+            !e.config.is_down && (sign.is_of(check.own) || check.evidence.epoch.is_some())
         };
         let all = 0..endpoints.len();
         let claiming: Vec<usize> = all.filter(|i| claims(&endpoints[*i])).collect();
@@ -406,7 +429,8 @@ impl Inner {
                 let check = &endpoint.check;
                 // One in maintenance competes with no other; a drained one does: its sessions may
                 // still write to it.
-                let answers = check.own.is_up() && !check.is_stale && endpoint.is_checked();
+                let answers = sign.is_of(check.own) && !check.is_stale;
+                let answers = answers && endpoint.is_checked();
                 endpoint.claim(answers && check.evidence.superseded_by.is_none())
             })
             .collect();
@@ -418,7 +442,7 @@ impl Inner {
             }
         }
         for (standing, &i) in standings.into_iter().zip(&claiming) {
-            if endpoints[i].check.own.is_up() {
+            if sign.is_of(endpoints[i].check.own) {
                 verdicts[i] = verdict_of(standing, &endpoints[i], |n| &endpoints[claiming[n]]);
             }
         }

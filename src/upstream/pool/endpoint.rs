@@ -6,7 +6,7 @@ use crate::{
     upstream::{
         backend::Backend,
         balance::Average,
-        health::{Change, Claim, FailRule, Passive, Verdict},
+        health::{Change, Claim, Evidence, FailRule, Passive, Verdict},
     },
 };
 use std::{
@@ -112,11 +112,13 @@ impl Endpoint {
         }
     }
 
-    /// Records a check. Returns whether the verdict on this endpoint or on others may change.
+    /// Records a check; `sign`: see [`CheckRecord::record`]. Returns whether the verdict on this
+    /// endpoint or on others may change.
     pub(super) fn record_check(
         &mut self,
         checked: Checked,
         change: Option<Change>,
+        sign: Evidence,
         now: Instant,
     ) -> bool {
         // The first verdict is no recovery, except after a maintenance. Nor is it one for an
@@ -124,7 +126,7 @@ impl Endpoint {
         let recovers = change.is_some_and(|change| {
             change.to.is_up() && (!change.first || self.check.since.is_some()) && !self.check.admits
         });
-        let may_change = self.check.record(checked, change, now);
+        let may_change = self.check.record(checked, change, sign, now);
         if recovers {
             self.start_slowly(now);
         }

@@ -8,11 +8,11 @@ mod waiting;
 use super::*;
 use crate::{
     plan::{
-        Backend as Planned, Check, CheckAt, CheckKind, FlowsMove, ProxyOn, SendProxy,
+        Backend as Planned, Check, CheckAt, CheckKind, FlowsMove, ProxyOn, Role, SendProxy,
         SessionAction, Target, Upstream, reason::CheckResult,
     },
     telemetry::metrics::Exporter,
-    upstream::health::{Change, FailureOf, Finding, Lag},
+    upstream::health::{Change, Epoch, FailureOf, Finding, Lag},
 };
 use std::{net::SocketAddr, time::Duration};
 
@@ -69,6 +69,18 @@ pub(crate) fn check(kind: CheckKind) -> Check {
     }
 }
 
+fn requiring(role: Role) -> CheckKind {
+    CheckKind::Redis {
+        role: Some(role),
+        user: None,
+        password: None,
+        replicating: false,
+        max_lag: None,
+        min_version: None,
+        require_writes: role == Role::Primary,
+    }
+}
+
 pub(crate) fn guarded(backends: Vec<Planned>, check: Check, now: Instant) -> Pool {
     assembled(Balance::RoundRobin, backends, check, now)
 }
@@ -113,6 +125,18 @@ pub(crate) fn of(plan: &Upstream, now: Instant) -> Pool {
 
 /// A check that has changed the verdict about the backend of this number.
 pub(crate) fn verdict(pool: &Pool, n: usize, to: Verdict, first: bool, now: Instant) -> bool {
+    proven_verdict(pool, n, to, first, None, now)
+}
+
+/// The same with what the server proves.
+fn proven_verdict(
+    pool: &Pool,
+    n: usize,
+    to: Verdict,
+    first: bool,
+    epoch: Option<Epoch>,
+    now: Instant,
+) -> bool {
     let checked = Checked {
         began: now,
         at: now,
@@ -120,10 +144,14 @@ pub(crate) fn verdict(pool: &Pool, n: usize, to: Verdict, first: bool, now: Inst
         result: match to {
             Verdict::Down(result) => result.unwrap_or(CheckResult::Timeout),
             Verdict::WrongRole => CheckResult::WrongRole,
+            Verdict::Standby => CheckResult::Standby,
             Verdict::Lagging => CheckResult::Lagging,
             _ => CheckResult::Ok,
         },
-        finding: Finding::default(),
+        finding: Finding {
+            epoch,
+            ..Finding::default()
+        },
         transcript: String::new(),
     };
     let change = Change {

@@ -1,10 +1,7 @@
 //! Writer pools: one primary is believed at a time, and none without a recent answer.
 
 use super::*;
-use crate::{
-    plan::Role,
-    upstream::health::{Epoch, Finding, Judge, RiseFall},
-};
+use crate::upstream::health::{Judge, RiseFall};
 use CheckResult::{Local, Ok as Primary, Refused, Timeout, WrongRole as Replica};
 use proptest::prelude::*;
 
@@ -21,18 +18,9 @@ struct Scene {
 impl Scene {
     fn new(n: u8, fall: u32, keys: impl Fn(&mut Planned)) -> Self {
         let now = Instant::now();
-        let kind = CheckKind::Redis {
-            role: Some(Role::Primary),
-            user: None,
-            password: None,
-            replicating: false,
-            max_lag: None,
-            min_version: None,
-            require_writes: true,
-        };
         let check = Check {
             stale_after: Some(Duration::from_secs(STALE)),
-            ..check(kind)
+            ..check(requiring(Role::Primary))
         };
         let backends = (1..=n).map(|n| {
             let mut backend = planned(n);

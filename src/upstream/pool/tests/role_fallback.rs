@@ -1,12 +1,13 @@
 //! Primaries that are used while no replica is up.
 
 use super::*;
+use crate::plan::reason::CloseReason;
 
 /// Three replicas that have not been checked.
 fn unchecked(role_fallback: bool, now: Instant) -> Pool {
     let check = Check {
         role_fallback,
-        ..check(CheckKind::Tcp)
+        ..check(requiring(Role::Replica))
     };
     guarded(vec![planned(1), planned(2), planned(3)], check, now)
 }
@@ -145,4 +146,52 @@ fn a_promoted_replica_stands_in_for_itself() {
     assert_eq!(picks(&pool, now), ["10.0.0.3:1"]);
     // Flows on it need not move.
     assert_eq!(pool.must_go(&backend), None);
+}
+
+/// The former primary is started again alone while readers use the new one.
+#[test]
+fn of_two_primaries_one_stands_in() {
+    let began = Instant::now();
+    let at = |s| began + Duration::from_secs(s);
+    let pool = checked(true, began);
+    let state = |n: usize, now| {
+        let snapshot = pool.snapshot(now).swap_remove(n);
+        (snapshot.state, snapshot.why)
+    };
+    verdict(&pool, 0, DOWN, false, at(1));
+    verdict(&pool, 1, Verdict::Standby, false, at(2));
+    verdict(&pool, 2, DOWN, false, at(2));
+    assert_eq!(picks(&pool, at(2)), ["10.0.0.2:1"]);
+    verdict(&pool, 0, Verdict::Standby, false, at(3));
+    assert_eq!(picks(&pool, at(3)), ["10.0.0.2:1"]);
+    let why = "10.0.0.2:1 is primary, too, and has been for longer".to_owned();
+    assert_eq!(state(0, at(3)), (BackendState::Doubtful, why));
+    let former = Arc::clone(&pool.addresses()[0].backend);
+    assert!(!pool.stands_in(&former));
+    // It follows the new one: a replica, which readers prefer.
+    verdict(&pool, 0, Verdict::Up, false, at(4));
+    assert_eq!(picks(&pool, at(4)), ["10.0.0.1:1"]);
+    // The one that is left is believed.
+    verdict(&pool, 1, DOWN, false, at(5));
+    verdict(&pool, 0, Verdict::Standby, false, at(6));
+    assert_eq!(picks(&pool, at(6)), ["10.0.0.1:1"]);
+}
+
+#[test]
+fn a_proof_decides_which_primary_stands_in() {
+    let began = Instant::now();
+    let at = |s| began + Duration::from_secs(s);
+    let pool = checked(true, began);
+    let timeline = |n| Some(Epoch::Timeline(n));
+    proven_verdict(&pool, 0, Verdict::Standby, false, timeline(1), at(1));
+    verdict(&pool, 1, DOWN, false, at(1));
+    verdict(&pool, 2, DOWN, false, at(1));
+    assert_eq!(picks(&pool, at(1)), ["10.0.0.1:1"]);
+    proven_verdict(&pool, 1, Verdict::Standby, false, timeline(2), at(2));
+    assert_eq!(picks(&pool, at(2)), ["10.0.0.2:1"]);
+    let former = Arc::clone(&pool.addresses()[0].backend);
+    assert_eq!(pool.must_go(&former), Some(CloseReason::RoleLost));
+    // What it proved counts also after its end: data that are out of date are not read.
+    verdict(&pool, 1, DOWN, false, at(3));
+    assert_eq!(picks(&pool, at(3)), Vec::<String>::new());
 }
