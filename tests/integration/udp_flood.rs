@@ -39,9 +39,11 @@ fn flood(front: SocketAddr, seed: u64, stop: &AtomicBool, sent: &AtomicUsize) {
 }
 
 /// What a client sees that waits for each answer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Seen {
     exchanges: usize,
+    /// Nine of ten took no longer.
+    ninth_decile: Duration,
     longest: Duration,
 }
 
@@ -50,15 +52,19 @@ const EXCHANGES: usize = 101;
 
 /// One exchange after the other, at this pace. One that is lost ends the test.
 fn paced(stop: &AtomicBool, mut exchange: impl FnMut(u64)) -> Seen {
-    let mut seen = Seen::default();
-    while !stop.load(SeqCst) || seen.exchanges < EXCHANGES {
+    let mut took = Vec::new();
+    while !stop.load(SeqCst) || took.len() < EXCHANGES {
         let began = Instant::now();
-        exchange(seen.exchanges as u64);
-        seen.longest = seen.longest.max(began.elapsed());
-        seen.exchanges += 1;
+        exchange(took.len() as u64);
+        took.push(began.elapsed());
         thread::sleep(millis(2));
     }
-    seen
+    took.sort_unstable();
+    Seen {
+        exchanges: took.len(),
+        ninth_decile: took[took.len() * 9 / 10],
+        longest: took[took.len() - 1],
+    }
 }
 
 fn by_udp(front: SocketAddr, stop: &AtomicBool) -> Seen {
@@ -140,7 +146,9 @@ fn flooded(when_full: &str) {
     for seen in seen {
         println!("{when_full}: {seen:?}");
         assert!(seen.exchanges >= EXCHANGES, "{seen:?}");
-        assert!(seen.longest < secs(2), "{seen:?}");
+        // A single one may wait for a processor that has other work.
+        assert!(seen.ninth_decile < millis(500), "{seen:?}");
+        assert!(seen.longest < secs(10), "{seen:?}");
     }
     println!(
         "{when_full}: {sent:?} sent, {} arrived, at most {most} flows",
