@@ -19,7 +19,7 @@ use tembuku::internals::{
         Addr, Backend, Balance, FlowsMove, HashKey, ProxyOn, SendProxy, SessionAction, Target,
         TimeOf, Upstream, Waits,
     },
-    pool::{Clock, Pool},
+    pool::{ConnectTimer, Pool},
 };
 
 fn policies() -> Vec<(&'static str, Balance)> {
@@ -150,7 +150,7 @@ fn pool(c: &mut Criterion) {
             let began = Instant::now();
             for (lease, ms) in held.iter().zip(1..) {
                 let time = Duration::from_nanos(100_000 + ms * 7_919 % 50_021);
-                let clock = Clock::start(&pool, lease.backend(), began);
+                let clock = ConnectTimer::start(&pool, lease.backend(), began);
                 clock.and_then(|clock| clock.connected(began + time));
             }
             let mut n = 0;

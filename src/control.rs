@@ -33,7 +33,7 @@ pub use apply::Applied;
 pub use discovery::{Discovery, UpdateResult, apply_saved};
 pub use node::{DelayEnd, NodeFault};
 pub use prepare::Prepared;
-pub use probe_once::{Outcome, ProbedBackend, probe_once};
+pub use probe_once::{ProbeOutcome, ProbedBackend, probe_once};
 pub use service_manager::ServiceManager;
 pub use session_exchange::{
     Carriers, OtherProcess, SessionReceiver, SessionSender, SessionsReport,
@@ -45,7 +45,7 @@ use crate::{
     control::{apply::Runtime, checks::Checks, journal::Journal},
     plan::{Addr, Plan, reason::CloseReason},
     runtime::{heartbeat::Pulse, net::SocketFile},
-    session::service::{Process, Service},
+    session::service::{ProcessContext, Service},
     sys::{self, blocking},
     upstream::{health::Pace, pool::Pool},
 };
@@ -66,7 +66,7 @@ use upgrade::{PreviousProcess, Upgrades};
 /// A running server, as the admin side reads it.
 pub struct State {
     pub workers: usize,
-    pub process: Arc<Process>,
+    pub process: Arc<ProcessContext>,
     pub started: SystemTime,
     pub journal: Arc<Journal>,
     pub reloads: Reloads,
@@ -114,8 +114,8 @@ pub struct ListenerView {
 pub struct Server {
     pub state: Arc<State>,
     runtime: Runtime,
-    reload_requests: Option<mpsc::Receiver<reload::Request>>,
-    upgrade_requests: Option<mpsc::Receiver<upgrade::Request>>,
+    reload_requests: Option<mpsc::Receiver<reload::ReloadRequest>>,
+    upgrade_requests: Option<mpsc::Receiver<upgrade::UpgradeRequest>>,
     /// Another process has taken over.
     is_replaced: bool,
     _upkeep: AbortOnDropHandle<()>,
@@ -320,12 +320,12 @@ impl Server {
 
     /// The queue of [`State::reloads`], for the one loop that serves it; `None` the second time.
     /// Requests fail once it is dropped.
-    pub fn take_reload_requests(&mut self) -> Option<mpsc::Receiver<reload::Request>> {
+    pub fn take_reload_requests(&mut self) -> Option<mpsc::Receiver<reload::ReloadRequest>> {
         self.reload_requests.take()
     }
 
     /// The queue of [`State::upgrades`], likewise.
-    pub fn take_upgrade_requests(&mut self) -> Option<mpsc::Receiver<upgrade::Request>> {
+    pub fn take_upgrade_requests(&mut self) -> Option<mpsc::Receiver<upgrade::UpgradeRequest>> {
         self.upgrade_requests.take()
     }
 

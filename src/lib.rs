@@ -64,7 +64,7 @@ pub mod internals {
         pub use crate::plan::*;
     }
     pub mod pool {
-        pub use crate::upstream::pool::{Clock, Pool};
+        pub use crate::upstream::pool::{ConnectTimer, Pool};
     }
     pub mod balance {
         pub use crate::upstream::balance::{

@@ -4,7 +4,7 @@
 use crate::{
     control::State,
     session::{
-        filter::{Filter, Found, Scope, Selection},
+        filter::{Filter, FoundSession, MatchScope, Selection},
         registry::Sessions,
     },
 };
@@ -63,9 +63,9 @@ fn collect(sessions: &Arc<Sessions>, now: Instant) -> Ages {
     // The youngest of them is on top.
     let mut oldest: BinaryHeap<(Reverse<Duration>, u64)> = BinaryHeap::new();
     let mut listed: BTreeMap<u64, OldSession> = BTreeMap::new();
-    let mut selection = Selection::new(sessions, Filter::default(), Scope::All);
+    let mut selection = Selection::new(sessions, Filter::default(), MatchScope::All);
     while let Some(found) = selection.next_some(now) {
-        for Found { session, backend } in found {
+        for FoundSession { session, backend } in found {
             let age = now.saturating_duration_since(sessions.began_at(&session));
             let backend = backend.map(|backend| Arc::clone(backend.text()));
             let origin = Arc::clone(&session.origin);

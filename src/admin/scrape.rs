@@ -7,7 +7,7 @@ use crate::{
         self, BackendFigures, Figures, ListenerFigures, ReloadFigures, SourceFigures,
         UpstreamFigures, UpstreamMetrics,
     },
-    upstream::pool::{Pool, Snapshot},
+    upstream::pool::{EndpointSnapshot, Pool},
 };
 use hyper::body::Bytes;
 use std::time::{Instant, SystemTime};
@@ -99,7 +99,7 @@ fn seconds(at: SystemTime) -> f64 {
     since.unwrap_or_default().as_secs_f64()
 }
 
-fn backend(backend: Snapshot) -> BackendFigures {
+fn backend(backend: EndpointSnapshot) -> BackendFigures {
     let lag = backend.checked.as_ref().map(|c| c.finding.lag);
     #[expect(clippy::cast_precision_loss, reason = "a lag below 2^53 bytes")]
     let lag = lag.map(|lag| {

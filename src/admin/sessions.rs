@@ -10,7 +10,7 @@ use crate::{
     config::parse_peers,
     control::State,
     session::{
-        filter::{Filter, Found, Scope, Selection},
+        filter::{Filter, FoundSession, MatchScope, Selection},
         registry::{SessionKind, Sessions},
     },
 };
@@ -64,8 +64,8 @@ struct Row<'a> {
 }
 
 impl<'a> Row<'a> {
-    fn of(found: &'a Found, sessions: &Sessions, now: Instant) -> Self {
-        let Found { session, backend } = found;
+    fn of(found: &'a FoundSession, sessions: &Sessions, now: Instant) -> Self {
+        let FoundSession { session, backend } = found;
         let age = now.saturating_duration_since(sessions.began_at(session));
         Self {
             id: session.id,
@@ -109,7 +109,7 @@ pub(super) fn answer(
     let limit = fields.number("limit", u64::MAX)?.filter(|limit| *limit > 0);
     fields.finish(&[&FILTERS[..], &["limit"]].concat())?;
     let sessions = Arc::clone(&state.process.sessions);
-    let selection = Selection::new(&sessions, filter, Scope::All);
+    let selection = Selection::new(&sessions, filter, MatchScope::All);
     Ok(Stream::start(lifetime, |writer| {
         list(selection, sessions, limit, writer)
     }))
@@ -177,7 +177,7 @@ fn check_names(filter: &Filter, state: &State) -> Result<(), Refusal> {
 
 /// Whether any session matches.
 fn is_any(filter: &Filter, state: &State) -> bool {
-    let mut selection = Selection::new(&state.process.sessions, filter.clone(), Scope::All);
+    let mut selection = Selection::new(&state.process.sessions, filter.clone(), MatchScope::All);
     let now = Instant::now();
     std::iter::from_fn(|| selection.next_some(now)).any(|found| !found.is_empty())
 }

@@ -12,7 +12,7 @@ use crate::{
     config::parse_rate,
     control::{
         State,
-        terminate::{Kill, NotRebalanced, Outcome, Rebalance},
+        terminate::{Kill, NotRebalanced, Rebalance, RebalanceOutcome},
     },
 };
 use hyper::{Request, StatusCode, body::Incoming};
@@ -157,7 +157,7 @@ async fn run_rebalance(
         line.terminated = progress.terminated;
         line.pending = progress.pending;
         line.done = progress.outcome.is_some();
-        line.backends_changed = progress.outcome == Some(Outcome::BackendsChanged);
+        line.backends_changed = progress.outcome == Some(RebalanceOutcome::BackendsChanged);
         writer.write_line(&line).await?;
     }
     Ok(())

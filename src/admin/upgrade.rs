@@ -4,7 +4,7 @@
 use super::{fields::Fields, lifetime::Lifetime, request::Refusal, stream::Stream};
 use crate::control::{
     State,
-    upgrade::{NotRequested, Order, Step, UpgradeError},
+    upgrade::{NotRequested, Step, UpgradeError, UpgradeOrder},
 };
 use hyper::{Request, StatusCode, body::Incoming};
 use std::{path::PathBuf, sync::Arc};
@@ -19,7 +19,7 @@ pub(super) async fn answer(
     lifetime: &Arc<Lifetime>,
 ) -> Result<Stream, Refusal> {
     let mut fields = Fields::of_post(request, "`tembuku upgrade` sends it", EXAMPLE).await?;
-    let order = Order {
+    let order = UpgradeOrder {
         binary: fields.text("binary")?.map(PathBuf::from),
         check_only: fields.flag("check")?,
     };

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     cli::response::clean,
     config,
-    control::{Outcome, ProbedBackend, probe_once},
+    control::{ProbeOutcome, ProbedBackend, probe_once},
     plan::{Addr, Listener, Plan},
     sys,
 };
@@ -92,7 +92,7 @@ fn probed_table(probed: &[ProbedBackend]) -> String {
         };
         let dash = || "-".to_owned();
         match &one.outcome {
-            Outcome::Checked(report) => {
+            ProbeOutcome::Checked(report) => {
                 let role = report.finding.role.map(|role| role.word().to_owned());
                 let millis = report.took.as_secs_f64() * 1e3;
                 Row::of(
@@ -105,9 +105,9 @@ fn probed_table(probed: &[ProbedBackend]) -> String {
                     [clean(&report.transcript)],
                 )
             }
-            Outcome::Disabled => not_asked(name, "set to down in the configuration"),
-            Outcome::NotResolved => not_asked(name, "its name does not resolve"),
-            Outcome::NoCheck => not_asked(name, "it is for datagrams, and has no check"),
+            ProbeOutcome::Disabled => not_asked(name, "set to down in the configuration"),
+            ProbeOutcome::NotResolved => not_asked(name, "its name does not resolve"),
+            ProbeOutcome::NoCheck => not_asked(name, "it is for datagrams, and has no check"),
         }
     }));
     table(&rows)

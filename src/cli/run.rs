@@ -172,8 +172,8 @@ struct MainLoop<'a> {
 
 /// What clients of the admin socket request.
 struct Requests {
-    reloads: Option<mpsc::Receiver<reload::Request>>,
-    upgrades: Option<mpsc::Receiver<upgrade::Request>>,
+    reloads: Option<mpsc::Receiver<reload::ReloadRequest>>,
+    upgrades: Option<mpsc::Receiver<upgrade::UpgradeRequest>>,
 }
 
 /// A server, and what else a start brings about.
@@ -252,7 +252,7 @@ impl MainLoop<'_> {
     }
 
     /// Reloads that are requested meanwhile wait.
-    async fn upgrade(&mut self, request: &upgrade::Request) -> Upgraded {
+    async fn upgrade(&mut self, request: &upgrade::UpgradeRequest) -> Upgraded {
         let state = Arc::clone(&self.server.state);
         let _under_way = state.upgrades.begin();
         if self.server.refuses_clients() {
@@ -445,8 +445,8 @@ enum ServerEvent {
     Stop,
     ReopenLogs,
     /// With the request of a client, or by HUP.
-    Reload(Option<reload::Request>),
-    Upgrade(upgrade::Request),
+    Reload(Option<reload::ReloadRequest>),
+    Upgrade(upgrade::UpgradeRequest),
 }
 
 struct Signals {
@@ -495,7 +495,7 @@ impl Signals {
             _ = self.usr1.recv() => ServerEvent::ReopenLogs,
             _ = self.hup.recv() => ServerEvent::Reload(None),
             _ = self.usr2.recv() => {
-                ServerEvent::Upgrade(upgrade::Request::new(upgrade::Order::default()).0)
+                ServerEvent::Upgrade(upgrade::UpgradeRequest::new(upgrade::UpgradeOrder::default()).0)
             }
         }
     }

@@ -5,7 +5,7 @@ use crate::{
     plan::{self, LogFormat, Plan},
     sys::blocking,
     telemetry::{
-        access_log::{AccessLog, AccessLogs, Format},
+        access_log::{AccessLogWriter, AccessLogs, Format},
         line_writer::Destination,
     },
 };
@@ -17,7 +17,7 @@ use std::{
 
 /// Those of one plan. Listeners that name the same destination share its log.
 #[derive(Default)]
-pub(super) struct OpenLogs(Vec<(plan::AccessLog, Arc<AccessLog>)>);
+pub(super) struct OpenLogs(Vec<(plan::AccessLog, Arc<AccessLogWriter>)>);
 
 impl OpenLogs {
     /// Opens every log that some listener uses, and that of the process, or returns each that
@@ -64,7 +64,11 @@ impl OpenLogs {
     }
 
     /// Where sessions of this listener are recorded.
-    pub(super) fn of(&self, listener: &plan::Listener, log: &plan::Log) -> Option<Arc<AccessLog>> {
+    pub(super) fn of(
+        &self,
+        listener: &plan::Listener,
+        log: &plan::Log,
+    ) -> Option<Arc<AccessLogWriter>> {
         let wanted = listener.access_log.as_ref().unwrap_or(&log.access);
         let found = self.0.iter().find(|(log, _)| log == wanted);
         found.map(|(_, open)| Arc::clone(open))

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     config,
-    control::budget::{self, Budget, Facts},
+    control::budget::{self, Budget, HostLimits},
     handover::pools::PoolRecord,
     plan::{
         self, Plan,
@@ -31,15 +31,15 @@ use crate::{
     runtime::{heartbeat::Pulse, time},
     session::{
         registry::{Descriptors, Sessions},
-        service::Process,
-        sockets::Sockets as FlowSockets,
+        service::ProcessContext,
+        sockets::FlowSockets,
     },
     sys,
     telemetry::metrics::Exporter,
     upstream::health::Pace,
 };
-use fd_store::{Role, Store};
-use listener::{ListenerRuntime, Sockets};
+use fd_store::{Store, StoreRole};
+use listener::{ListenerRuntime, ListenerSockets};
 use removed_listeners::RemovedListeners;
 use removed_upstreams::RemovedUpstreams;
 use std::{
@@ -57,9 +57,9 @@ use upstream::UpstreamRuntime;
 /// Everything that a plan in effect is made of. Dropping a part of it ends the tasks of that part.
 pub(super) struct Runtime {
     plan: Plan,
-    facts: Facts,
+    host: HostLimits,
     exporter: Exporter,
-    pub(super) process: Arc<Process>,
+    pub(super) process: Arc<ProcessContext>,
     /// The access logs of sessions that begin from now on.
     open_logs: OpenLogs,
     pub(super) journal: Arc<Journal>,
@@ -170,7 +170,7 @@ impl Runtime {
         let workers = worker_count(process);
         // Before any socket is bound: a range of ports may need more than the soft limit allows.
         let descriptors = sys::limits::raise_descriptors();
-        let facts = Facts {
+        let host = HostLimits {
             descriptors,
             ports: sys::limits::local_ports(),
             workers,
@@ -182,7 +182,7 @@ impl Runtime {
         let shards = workers * 2;
         let exporter = Exporter::new(shards);
         let epoch = time::epoch();
-        let process_state = Process {
+        let process_state = ProcessContext {
             metrics: Arc::new(exporter.process()),
             sessions: Arc::new(Sessions::new(shards, 0, 0, &descriptors, epoch)),
             access_logs: Arc::clone(&prepared.access_logs),
@@ -203,7 +203,7 @@ impl Runtime {
                 listeners: Vec::new(),
                 upstreams: Vec::new(),
             },
-            facts,
+            host,
             exporter,
             sockets: FlowSockets::new(0, &descriptors),
             descriptors,
@@ -223,8 +223,8 @@ impl Runtime {
             store: Store::new(
                 manager.clone(),
                 match prepared.inheritance {
-                    Some(_) => Role::Successor,
-                    None => Role::Main,
+                    Some(_) => StoreRole::Successor,
+                    None => StoreRole::Main,
                 },
             ),
             manager,
@@ -262,11 +262,11 @@ impl Runtime {
         self.store_sockets(&bound).await;
         self.plan = plan;
         self.open_logs = prepared.open_logs;
-        let budget = budget::budget(&self.plan, self.facts);
+        let budget = budget::budget(&self.plan, self.host);
         self.set_limits(&budget);
-        warn_of_limits(&self.plan, self.facts, &budget);
+        warn_of_limits(&self.plan, self.host, &budget);
         if self.listeners.is_empty() {
-            log_start(&self.plan, self.facts, &budget);
+            log_start(&self.plan, self.host, &budget);
         }
         self.apply_upstreams(prepared.upstreams, &pools);
         let (closing, gone) = self.apply_listeners(bound, kept, &budget);
@@ -335,13 +335,13 @@ impl Runtime {
             let shard = connections.len() + i;
             datagrams.push(udp::spawn_worker(i, shard, &self.sockets, *epoch)?);
         }
-        self.facts.has_datagram_workers = true;
+        self.host.has_datagram_workers = true;
         Ok(())
     }
 
     /// After a change of backends, which have checks.
     fn refresh_limits(&self) {
-        self.set_limits(&budget::budget(&self.plan, self.facts));
+        self.set_limits(&budget::budget(&self.plan, self.host));
     }
 
     fn set_limits(&self, budget: &Budget) {
@@ -424,7 +424,7 @@ impl Runtime {
         // The other process gives flows to workers that have their sockets, and had the verdicts.
         let own = &self.own;
         for listener in self.listeners.values_mut().filter(|l| l.is_waiting()) {
-            if matches!(listener.sockets, Sockets::Datagrams(_)) {
+            if matches!(listener.sockets, ListenerSockets::Datagrams(_)) {
                 listener.serve(own, &self.workers, &self.tasks);
             }
         }
@@ -456,7 +456,7 @@ impl Runtime {
     }
 
     pub(super) fn worker_count(&self) -> usize {
-        self.facts.workers
+        self.host.workers
     }
 
     pub(super) fn carriers(&self) -> Carriers {
@@ -494,8 +494,8 @@ impl Runtime {
         let mut streams = Vec::new();
         for (name, listener) in &mut self.listeners {
             match listener.take_sockets() {
-                Sockets::Streams(sockets) => streams.extend(sockets),
-                Sockets::Datagrams(mut sockets) => {
+                ListenerSockets::Streams(sockets) => streams.extend(sockets),
+                ListenerSockets::Datagrams(mut sockets) => {
                     sockets.change(Vec::new(), Vec::new());
                     sockets.serve(&listener.service, &self.own, &self.workers, &self.tasks);
                     self.closing.push((name.clone(), sockets));
@@ -571,24 +571,24 @@ fn with_share(listener: &plan::Listener, plan: &Plan, budget: &Budget) -> plan::
     listener
 }
 
-fn log_start(plan: &Plan, facts: Facts, budget: &Budget) {
+fn log_start(plan: &Plan, host: HostLimits, budget: &Budget) {
     let udp_listeners = budget::count_udp(plan);
     let has_tcp = plan.listeners.len() > udp_listeners;
     let max_connections = (has_tcp || udp_listeners == 0).then_some(budget.connections);
     let max_flows = (udp_listeners > 0).then_some(budget.flows);
-    let (descriptors, workers) = (facts.descriptors, facts.workers);
+    let (descriptors, workers) = (host.descriptors, host.workers);
     tracing::info!(max_connections, max_flows, descriptors, workers, "starting");
 }
 
-fn warn_of_limits(plan: &Plan, facts: Facts, budget: &Budget) {
+fn warn_of_limits(plan: &Plan, host: HostLimits, budget: &Budget) {
     let udp_listeners = budget::count_udp(plan);
     let process = &plan.process;
-    let Facts {
+    let HostLimits {
         descriptors,
         ports,
         workers: _,
         has_datagram_workers: _,
-    } = facts;
+    } = host;
     if udp_listeners > 0 && process.max_flows > budget.possible_flows {
         tracing::warn!(
             max_flows = process.max_flows,

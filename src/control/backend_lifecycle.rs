@@ -7,7 +7,7 @@ use super::supervise::supervised;
 use crate::{
     control::{
         draining::Draining,
-        journal::{BackendCount, Event as Entry, Journal, Number},
+        journal::{BackendCount, Journal, JournalEntry, Number},
         outage::OutageTracker,
     },
     plan::Upstream,
@@ -115,7 +115,7 @@ impl Lifecycle {
                 reason: last.cause.word(),
             };
             self.journal
-                .record(Entry::of_backends(&self.pool.name, &count, now))
+                .record(JournalEntry::of_backends(&self.pool.name, &count, now))
         })
     }
 
@@ -149,7 +149,7 @@ impl Lifecycle {
             Event::FallbackStarted { backend, at } => {
                 tracing::warn!(%upstream, backend = %backend.text(), address = %backend.addr,
                     "no replica is up, the primary is used");
-                journal.record(Entry::of_fallback(
+                journal.record(JournalEntry::of_fallback(
                     upstream,
                     Some(&backend),
                     "no_replica",
@@ -162,7 +162,7 @@ impl Lifecycle {
                     false => "no_primary",
                 };
                 tracing::info!(%upstream, reason, "the primary is not used for replicas any more");
-                journal.record(Entry::of_fallback(upstream, None, reason, at));
+                journal.record(JournalEntry::of_fallback(upstream, None, reason, at));
             }
             Event::PanicEnded => {
                 tracing::info!(%upstream, "panic threshold left, checks decide again");
@@ -196,7 +196,7 @@ impl Lifecycle {
         let (from, to, in_file) = (set.from, set.to, set.in_file);
         tracing::info!(%upstream, backend = %set.metrics.text, from, to, in_file,
             by_operator = set.is_by_operator, "weight changed");
-        self.journal.record(Entry::of_weight(upstream, set));
+        self.journal.record(JournalEntry::of_weight(upstream, set));
     }
 
     /// `together`: the event of the journal that it is part of.
@@ -238,7 +238,7 @@ impl Lifecycle {
             Some(_) if backend.is_empty() => return,
             Some(number) => number,
             None => {
-                let entry = Entry::new(&pool.name, transition);
+                let entry = JournalEntry::new(&pool.name, transition);
                 transition_log::log(&entry, transition);
                 self.journal.record(entry)
             }

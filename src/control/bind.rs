@@ -4,7 +4,7 @@ use super::inherited::{HandedSocket, Inherited, Taken, Wanted};
 use crate::{
     plan::{self, Addr, Listener},
     proxy::{
-        tcp::Socket,
+        tcp::BoundSocket,
         udp::{Port, PortUsers},
     },
     runtime::net::{FileRights, SocketFile, listen_unix, set_options},
@@ -22,7 +22,7 @@ use std::{
 use tokio_util::task::TaskTracker;
 
 /// An address that is to be bound.
-pub(super) struct Request {
+pub(super) struct BindRequest {
     pub(super) listener: Listener,
     pub(super) addr: Addr,
     /// Of its file, if it is a unix socket.
@@ -44,8 +44,8 @@ pub(super) struct Listening<S> {
 }
 
 #[derive(Default)]
-pub(super) struct Bound {
-    pub(super) streams: Vec<Listening<Socket>>,
+pub(super) struct BoundSockets {
+    pub(super) streams: Vec<Listening<BoundSocket>>,
     pub(super) datagrams: Vec<Listening<Port>>,
     /// The numbers of the sockets that were handed over and that no address has.
     pub(super) unused: Vec<u64>,
@@ -78,11 +78,11 @@ const BUFFER: usize = 4 << 20;
 /// hangs. `held`: what this process listens on already; `handed`: what it gets from the process
 /// that it replaces.
 pub(super) async fn bind_all(
-    requests: Vec<Request>,
+    requests: Vec<BindRequest>,
     held: Vec<SocketAddr>,
     handed: Vec<HandedSocket>,
     workers: usize,
-) -> Result<Bound, Vec<BindError>> {
+) -> Result<BoundSockets, Vec<BindError>> {
     let unix = requests.iter().filter_map(|request| match request.addr {
         Addr::Unix(_) => Some((request.listener.name.clone(), request.addr.clone())),
         Addr::Tcp(_) => None,
@@ -94,13 +94,13 @@ pub(super) async fn bind_all(
 }
 
 fn bind_requests(
-    requests: &[Request],
+    requests: &[BindRequest],
     held: &[SocketAddr],
     handed: Vec<HandedSocket>,
     workers: usize,
-) -> Result<Bound, Vec<BindError>> {
+) -> Result<BoundSockets, Vec<BindError>> {
     let mut inherited = Inherited::take(handed);
-    inherited.close_others(requests.iter().map(Request::wanted));
+    inherited.close_others(requests.iter().map(BindRequest::wanted));
     // SO_REUSEPORT, with which the workers share an address, would let two processes share it as
     // well, each with half of the clients. So whether another process listens there is looked at
     // first; for all before the first bind, or own wildcard addresses would be in the way.
@@ -113,7 +113,7 @@ fn bind_requests(
         Addr::Unix(_) => None,
     });
     let mut errors: Vec<BindError> = probed.collect();
-    let mut bound = Bound::default();
+    let mut bound = BoundSockets::default();
     for request in requests {
         if !errors.is_empty() {
             break;
@@ -138,15 +138,15 @@ fn bind_requests(
 }
 
 /// `bound`: by these requests, in their order. Unix sockets listen already.
-fn listen_all(requests: &[Request], bound: &Bound) -> Vec<BindError> {
-    let is_tcp = |request: &&Request| request.listener.protocol == plan::Protocol::Tcp;
+fn listen_all(requests: &[BindRequest], bound: &BoundSockets) -> Vec<BindError> {
+    let is_tcp = |request: &&BindRequest| request.listener.protocol == plan::Protocol::Tcp;
     let requests = requests.iter().filter(is_tcp).zip(&bound.streams);
     let failed = requests.filter_map(|(request, listening)| {
         let backlog = i32::try_from(request.listener.backlog).unwrap_or(i32::MAX);
         let mut sockets = listening.sockets.iter();
         let listened = sockets.try_for_each(|socket| match socket {
-            Socket::Tcp(socket) => rustix::net::listen(socket, backlog),
-            Socket::Unix(_) => Ok(()),
+            BoundSocket::Tcp(socket) => rustix::net::listen(socket, backlog),
+            BoundSocket::Unix(_) => Ok(()),
         });
         let error = listened.err()?;
         Some(request.error(error.into()))
@@ -154,7 +154,7 @@ fn listen_all(requests: &[Request], bound: &Bound) -> Vec<BindError> {
     failed.collect()
 }
 
-impl Request {
+impl BindRequest {
     fn wanted(&self) -> Wanted<'_> {
         Wanted {
             listener: &self.listener.name,
@@ -230,8 +230,13 @@ fn probe(listener: &Listener, address: SocketAddr, held: &[SocketAddr]) -> io::R
 }
 
 /// `taken`: the sockets of the address that there are already.
-fn bind(request: &Request, taken: Taken, workers: usize, bound: &mut Bound) -> io::Result<()> {
-    let Request { listener, addr, .. } = request;
+fn bind(
+    request: &BindRequest,
+    taken: Taken,
+    workers: usize,
+    bound: &mut BoundSockets,
+) -> io::Result<()> {
+    let BindRequest { listener, addr, .. } = request;
     match (addr, listener.protocol) {
         (Addr::Tcp(address), plan::Protocol::Tcp) => {
             let (sockets, address) = bind_tcp(listener, *address, taken, workers)?;
@@ -258,7 +263,7 @@ fn bind(request: &Request, taken: Taken, workers: usize, bound: &mut Bound) -> i
     Ok(())
 }
 
-impl Request {
+impl BindRequest {
     fn listening<S>(&self, address: SocketAddr, sockets: Vec<S>) -> Listening<S> {
         Listening {
             listener: self.listener.name.clone(),
@@ -276,7 +281,7 @@ fn bind_tcp(
     mut address: SocketAddr,
     taken: Taken,
     workers: usize,
-) -> io::Result<(Vec<Socket>, SocketAddr)> {
+) -> io::Result<(Vec<BoundSocket>, SocketAddr)> {
     // Each has a queue with clients: none is closed, also where there are more than workers.
     let count = workers.max(taken.sockets.len());
     let mut sockets = Vec::with_capacity(count);
@@ -302,7 +307,7 @@ fn bind_tcp(
         let socket = std::net::TcpListener::from(socket);
         // Port 0 is chosen once, for the first; the others share it.
         address = socket.local_addr()?;
-        sockets.push(Socket::Tcp(socket));
+        sockets.push(BoundSocket::Tcp(socket));
     }
     Ok((sockets, address))
 }
@@ -421,7 +426,7 @@ fn bind_unix(
     path: &Path,
     inherited: Option<socket2::Socket>,
     workers: usize,
-) -> io::Result<(Vec<Socket>, Option<SocketFile>)> {
+) -> io::Result<(Vec<BoundSocket>, Option<SocketFile>)> {
     let backlog = i32::try_from(listener.backlog).unwrap_or(i32::MAX);
     let (first, file) = match inherited {
         // Its file belongs to the service manager, or to another process still.
@@ -437,8 +442,8 @@ fn bind_unix(
     // Unix sockets know no SO_REUSEPORT: the workers share one queue.
     let mut sockets = Vec::with_capacity(workers);
     for _ in 1..workers {
-        sockets.push(Socket::Unix(first.try_clone()?));
+        sockets.push(BoundSocket::Unix(first.try_clone()?));
     }
-    sockets.push(Socket::Unix(first));
+    sockets.push(BoundSocket::Unix(first));
     Ok((sockets, file))
 }

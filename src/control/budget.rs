@@ -5,7 +5,7 @@ use crate::plan::{Plan, Protocol, WhenFull};
 
 /// What the process has.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Facts {
+pub(super) struct HostLimits {
     pub(super) descriptors: u64,
     /// Local ports that the kernel gives out.
     pub(super) ports: u64,
@@ -48,13 +48,13 @@ pub(super) struct Budget {
 }
 
 /// What sessions may use of what the process has, once it has what it needs itself.
-pub(super) fn budget(plan: &Plan, facts: Facts) -> Budget {
-    let Facts {
+pub(super) fn budget(plan: &Plan, host: HostLimits) -> Budget {
+    let HostLimits {
         descriptors,
         ports,
         workers,
         has_datagram_workers,
-    } = facts;
+    } = host;
     let pipes = pipes(descriptors) as u64;
     let binds = plan.listeners.iter().flat_map(|listener| &listener.bind);
     let addresses: usize = binds.map(|bind| bind.addrs.len()).sum();
@@ -147,7 +147,7 @@ mod tests {
         evicts: false,
     };
 
-    const FACTS: Facts = Facts {
+    const HOST: HostLimits = HostLimits {
         descriptors: 6_400,
         ports: 20_000,
         workers: 3,
@@ -164,13 +164,13 @@ mod tests {
         let tcp = "[listeners.a]\nbind = \"127.0.0.1:1000-1004\"\nupstream = \"u\"";
         // 100 pipes, 4 times 8 for threads, 3 times 5 sockets, and 20.
         let free = 6_400 - 200 - 32 - 15 - 20;
-        let alone = budget(&plan(tcp), FACTS);
+        let alone = budget(&plan(tcp), HOST);
         assert_eq!((alone.for_connections, alone.flows), (free, 0));
         let checked = format!("[defaults]\ncheck = {{ kind = \"tcp\" }}\n{tcp}");
-        assert_eq!(budget(&plan(&checked), FACTS).for_connections, free - 2);
-        let carried = Facts {
+        assert_eq!(budget(&plan(&checked), HOST).for_connections, free - 2);
+        let carried = HostLimits {
             has_datagram_workers: true,
-            ..FACTS
+            ..HOST
         };
         assert!(budget(&plan(tcp), carried).flows > 0, "flows may be left");
         assert_eq!(pipes(10), 1);
@@ -180,9 +180,9 @@ mod tests {
     #[test]
     fn flows_may_use_most_of_the_local_ports() {
         let udp = "[listeners.a]\nbind = \"127.0.0.1:1000\"\nprotocol = \"udp\"\nupstream = \"u\"";
-        let few = Facts {
+        let few = HostLimits {
             ports: 1_000,
-            ..FACTS
+            ..HOST
         };
         let budget_of = |text: &str| budget(&plan(text), few);
         assert_eq!(budget_of(udp).flows, 800);

@@ -9,7 +9,7 @@ use crate::{
         backend::Backend,
         balance::Chance,
         health::{Judge, RiseFall, Schedule},
-        pool::{Address, AdminState, Checked, Pool},
+        pool::{AdminState, Checked, EndpointAddress, Pool},
     },
 };
 use ahash::RandomState;
@@ -87,7 +87,7 @@ impl Checks {
     async fn check_addresses(self: Arc<Self>, changed: &Notify) {
         // After a maintenance its term is another, and so is its task.
         let mut running: HashMap<(u64, u32), Running> = HashMap::new();
-        let key = |a: &Address| (a.backend.id, a.admin.term);
+        let key = |a: &EndpointAddress| (a.backend.id, a.admin.term);
         let mut chance = Chance::from_seed(RandomState::new().hash_one(()));
         loop {
             let mut addresses = self.pool.addresses();

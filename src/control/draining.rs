@@ -32,7 +32,7 @@ pub(super) struct Draining {
     terminator: Terminator,
     /// Terminations that have begun or are due since the backend was last up or ready, by the id
     /// of the backend.
-    terminations: Mutex<HashMap<(u64, Origin), Termination>>,
+    terminations: Mutex<HashMap<(u64, TerminationOrigin), Termination>>,
     stop: CancellationToken,
 }
 
@@ -94,7 +94,7 @@ pub(super) fn terminate_of_listener(
 /// What started a termination. They are tracked separately: when one is cancelled, the others
 /// continue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Origin {
+enum TerminationOrigin {
     Health,
     Operator,
     /// The configuration or the resolver no longer names the address.
@@ -166,7 +166,8 @@ impl Draining {
             Unproven, Up, WrongRole,
         };
         let actions = self.actions();
-        let end = |how, reason| self.terminate(pool, backend, Origin::Health, how, reason);
+        let end =
+            |how, reason| self.terminate(pool, backend, TerminationOrigin::Health, how, reason);
         match state {
             Up => {
                 // The sessions that are still on it may stay.
@@ -212,7 +213,7 @@ impl Draining {
     /// Follows what an operator has set for a backend; the pool knows it already.
     pub(super) fn follow_admin_state(&self, pool: &Arc<Pool>, set: &AdminStateSet) {
         for (backend, is_backup) in &set.backends {
-            let key = (backend.id, Origin::Operator);
+            let key = (backend.id, TerminationOrigin::Operator);
             match set.order.admin_state {
                 AdminState::Ready => {
                     self.terminations().remove(&key);
@@ -230,7 +231,7 @@ impl Draining {
                         None => self.actions().on_drain,
                     };
                     let reason = CloseReason::BackendDrained;
-                    self.terminate(pool, backend, Origin::Operator, how, reason);
+                    self.terminate(pool, backend, TerminationOrigin::Operator, how, reason);
                     if !is_backup {
                         self.cancel_failback_if_useless(pool);
                     }
@@ -245,10 +246,10 @@ impl Draining {
         match (transition.from, transition.to) {
             (Some(_), None) => {
                 let (how, reason) = (self.actions().on_removed, CloseReason::BackendRemoved);
-                self.terminate(pool, backend, Origin::Removal, how, reason);
+                self.terminate(pool, backend, TerminationOrigin::Removal, how, reason);
             }
             (None, Some(_)) => {
-                let key = (backend.id, Origin::Removal);
+                let key = (backend.id, TerminationOrigin::Removal);
                 self.terminations().remove(&key);
             }
             (Some(_), Some(_)) | (None, None) => {}
@@ -273,7 +274,7 @@ impl Draining {
     /// Cancels the termination that a check led to, if its reason is one of these.
     fn cancel(&self, backend: &Backend, which: impl Fn(CloseReason) -> bool) {
         let mut terminations = self.terminations();
-        let key = (backend.id, Origin::Health);
+        let key = (backend.id, TerminationOrigin::Health);
         if terminations.get(&key).is_some_and(|t| which(t.reason)) {
             terminations.remove(&key);
         }
@@ -284,7 +285,7 @@ impl Draining {
         &self,
         pool: &Arc<Pool>,
         backend: &Arc<Backend>,
-        origin: Origin,
+        origin: TerminationOrigin,
         how: SessionAction,
         reason: CloseReason,
     ) {
@@ -329,7 +330,9 @@ impl Draining {
         terminations.insert(key, termination);
     }
 
-    fn terminations(&self) -> std::sync::MutexGuard<'_, HashMap<(u64, Origin), Termination>> {
+    fn terminations(
+        &self,
+    ) -> std::sync::MutexGuard<'_, HashMap<(u64, TerminationOrigin), Termination>> {
         self.terminations
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

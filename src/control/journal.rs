@@ -23,7 +23,7 @@ use tokio::sync::watch;
 const MOST: usize = 256;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Event {
+pub struct JournalEntry {
     /// Counts the events of the process.
     pub number: u64,
     /// Counts what is written to the journal; of the last that concerns this event.
@@ -65,7 +65,7 @@ pub struct Journal {
 
 #[derive(Debug, Default)]
 struct Book {
-    events: VecDeque<Event>,
+    events: VecDeque<JournalEntry>,
     /// The number of the first of them.
     first: u64,
     /// How much has been written.
@@ -97,7 +97,7 @@ pub struct Cursor {
 #[derive(Debug, Serialize)]
 pub struct Page {
     /// In the order in which they were written last.
-    pub events: Vec<Event>,
+    pub events: Vec<JournalEntry>,
     /// For the next page.
     pub cursor: String,
     /// How many events the journal has dropped that the reader has not seen.
@@ -108,7 +108,7 @@ pub struct Page {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Number(u64);
 
-impl Event {
+impl JournalEntry {
     pub(super) fn new(upstream: &str, transition: &Transition) -> Self {
         let state = |state: Option<BackendState>| state.map_or("removed", BackendState::word);
         let backend = &transition.backend;
@@ -232,7 +232,7 @@ impl Journal {
     /// Goes on with that of another process. What is not understood of it is left out.
     pub(super) fn resume(record: &JournalRecord) -> Self {
         let parse = |text: &String| serde_json::from_str(text).ok();
-        let events: Option<VecDeque<Event>> = record.events.iter().map(parse).collect();
+        let events: Option<VecDeque<JournalEntry>> = record.events.iter().map(parse).collect();
         let book = match events {
             Some(events) => Book {
                 events,
@@ -268,7 +268,7 @@ impl Journal {
     }
 
     /// Gives the event its number.
-    pub(super) fn record(&self, mut event: Event) -> Number {
+    pub(super) fn record(&self, mut event: JournalEntry) -> Number {
         let mut book = self.book();
         if book.events.len() == MOST {
             book.events.pop_front();
@@ -284,7 +284,7 @@ impl Journal {
     }
 
     /// Completes an event, if it has not been dropped.
-    pub(super) fn add(&self, number: Number, change: impl FnOnce(&mut Event)) {
+    pub(super) fn add(&self, number: Number, change: impl FnOnce(&mut JournalEntry)) {
         let mut book = self.book();
         let index = number.0.checked_sub(book.first);
         let index = index.and_then(|index| usize::try_from(index).ok());
@@ -312,7 +312,7 @@ impl Journal {
         };
         let seen = cursor.filter(is_of_this);
         let after = seen.map_or(0, |c| c.revision);
-        let mut events: Vec<Event> = book
+        let mut events: Vec<JournalEntry> = book
             .events
             .iter()
             .filter(|e| e.revision > after)
@@ -379,11 +379,11 @@ impl FromStr for Cursor {
 mod tests {
     use super::*;
 
-    fn event(n: usize, address: &str) -> Event {
-        Event {
+    fn event(n: usize, address: &str) -> JournalEntry {
+        JournalEntry {
             time: n.to_string(),
             address: address.to_owned(),
-            ..Event::of("u", "b", "timeout", Instant::now())
+            ..JournalEntry::of("u", "b", "timeout", Instant::now())
         }
     }
 

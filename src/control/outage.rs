@@ -96,7 +96,7 @@ impl OutageTracker {
 mod tests {
     use super::*;
     use crate::{
-        control::journal::Event,
+        control::journal::JournalEntry,
         upstream::{
             health::Verdict,
             pool::tests::{DOWN, check, guarded, planned, verdict},
@@ -117,7 +117,7 @@ mod tests {
             verdict(&pool, n, DOWN, false, now);
             for event in pool.take_events(now).0 {
                 if let crate::upstream::pool::Event::Transition(transition) = event {
-                    let number = journal.record(Event::new("u", &transition));
+                    let number = journal.record(JournalEntry::new("u", &transition));
                     outages.end(&transition.backend);
                     outages.start(&transition.backend, &journal, number, now);
                     numbers.push(number);

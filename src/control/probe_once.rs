@@ -27,11 +27,11 @@ pub struct ProbedBackend {
     pub backend: String,
     /// What it stands for; `None`: nothing, or it was not looked up.
     pub address: Option<Addr>,
-    pub outcome: Outcome,
+    pub outcome: ProbeOutcome,
 }
 
 #[derive(Debug)]
-pub enum Outcome {
+pub enum ProbeOutcome {
     /// By the check of the upstream, or a connect where it has none.
     Checked(CheckReport),
     /// It is down by the configuration.
@@ -41,7 +41,7 @@ pub enum Outcome {
     NoCheck,
 }
 
-impl Outcome {
+impl ProbeOutcome {
     /// Whether the backend is not as it has to be. A server in the other role than the required one
     /// is.
     pub fn is_failure(&self) -> bool {
@@ -124,15 +124,15 @@ pub async fn probe_once(plan: &Plan) -> Result<Vec<ProbedBackend>, StartErrors> 
         for (backend, addresses) in upstream.backends.iter().zip(addresses) {
             let of = |address: Option<Addr>| (upstream.name.clone(), backend.text.clone(), address);
             if backend.down {
-                asked.push((of(None), Asked::Not(Outcome::Disabled)));
+                asked.push((of(None), Asked::Not(ProbeOutcome::Disabled)));
                 continue;
             }
             if addresses.is_empty() {
-                asked.push((of(None), Asked::Not(Outcome::NotResolved)));
+                asked.push((of(None), Asked::Not(ProbeOutcome::NotResolved)));
             }
             for address in addresses {
                 let started = match check_of(plan, upstream) {
-                    None => Asked::Not(Outcome::NoCheck),
+                    None => Asked::Not(ProbeOutcome::NoCheck),
                     Some(check) => {
                         let probe = Probe::new(
                             &address,
@@ -153,7 +153,7 @@ pub async fn probe_once(plan: &Plan) -> Result<Vec<ProbedBackend>, StartErrors> 
         let outcome = match asked {
             Asked::Not(outcome) => outcome,
             Asked::Task(task) => match task.await {
-                Ok(report) => Outcome::Checked(report),
+                Ok(report) => ProbeOutcome::Checked(report),
                 // A check that panics has reported it.
                 Err(_) => continue,
             },
@@ -170,7 +170,7 @@ pub async fn probe_once(plan: &Plan) -> Result<Vec<ProbedBackend>, StartErrors> 
 
 enum Asked {
     Task(tokio::task::JoinHandle<CheckReport>),
-    Not(Outcome),
+    Not(ProbeOutcome),
 }
 
 async fn ask(probe: Probe, places: Arc<Semaphore>) -> CheckReport {

@@ -26,11 +26,11 @@ const QUEUE: usize = 16;
 
 /// Where reloads are requested, and the result of the last one.
 pub struct Reloads {
-    requests: mpsc::Sender<Request>,
+    requests: mpsc::Sender<ReloadRequest>,
     last: Mutex<Option<LastReload>>,
 }
 
-pub struct Request {
+pub struct ReloadRequest {
     pub mode: Mode,
     reply: oneshot::Sender<Result<ReloadReport, ReloadError>>,
 }
@@ -73,7 +73,7 @@ pub struct Candidate {
 }
 
 impl Reloads {
-    pub(super) fn new() -> (Self, mpsc::Receiver<Request>) {
+    pub(super) fn new() -> (Self, mpsc::Receiver<ReloadRequest>) {
         let (requests, receiver) = mpsc::channel(QUEUE);
         let last = Mutex::new(None);
         (Self { requests, last }, receiver)
@@ -82,7 +82,7 @@ impl Reloads {
     /// Waits for the reloads that were requested before, then for this one.
     pub async fn request(&self, mode: Mode) -> Result<ReloadReport, ReloadError> {
         let (reply, result) = oneshot::channel();
-        let request = Request { mode, reply };
+        let request = ReloadRequest { mode, reply };
         let sent = self.requests.send(request).await;
         sent.map_err(|_| ReloadError::Stopping)?;
         result.await.unwrap_or(Err(ReloadError::Stopping))
@@ -103,7 +103,7 @@ impl Reloads {
     }
 }
 
-impl Request {
+impl ReloadRequest {
     /// Whether the client still waits for the reply.
     pub fn is_wanted(&self) -> bool {
         !self.reply.is_closed()

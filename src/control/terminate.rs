@@ -5,7 +5,7 @@ mod rebalance;
 mod targets;
 
 pub use kill::Kill;
-pub use rebalance::{NotRebalanced, Outcome, Rebalance, Share};
+pub use rebalance::{NotRebalanced, Rebalance, RebalanceOutcome, Share};
 
 use crate::{
     session::registry::Session,

@@ -36,18 +36,18 @@ const QUEUE: usize = 4;
 
 /// Where upgrades are requested. There is one at a time.
 pub struct Upgrades {
-    requests: mpsc::Sender<Request>,
+    requests: mpsc::Sender<UpgradeRequest>,
     is_under_way: AtomicBool,
 }
 
 /// What is to be done, and where to tell of it.
-pub struct Request {
-    pub order: Order,
+pub struct UpgradeRequest {
+    pub order: UpgradeOrder,
     steps: mpsc::UnboundedSender<Step>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Order {
+pub struct UpgradeOrder {
     /// `None`: by the path that this process was started with.
     pub binary: Option<PathBuf>,
     /// Only looks whether the binary would take over.
@@ -125,7 +125,7 @@ pub enum NotRequested {
 }
 
 impl Upgrades {
-    pub(super) fn new() -> (Self, mpsc::Receiver<Request>) {
+    pub(super) fn new() -> (Self, mpsc::Receiver<UpgradeRequest>) {
         let (requests, receiver) = mpsc::channel(QUEUE);
         let is_under_way = AtomicBool::default();
         (
@@ -140,12 +140,12 @@ impl Upgrades {
     /// Begins an upgrade; its steps come from what is returned, until it is over.
     pub async fn request(
         &self,
-        order: Order,
+        order: UpgradeOrder,
     ) -> Result<mpsc::UnboundedReceiver<Step>, NotRequested> {
         if self.is_under_way() {
             return Err(NotRequested::UnderWay);
         }
-        let (request, receiver) = Request::new(order);
+        let (request, receiver) = UpgradeRequest::new(order);
         let sent = self.requests.send(request).await;
         sent.map_err(|_| NotRequested::Stopping)?;
         Ok(receiver)
@@ -171,8 +171,8 @@ impl Drop for UnderWay<'_> {
     }
 }
 
-impl Request {
-    pub fn new(order: Order) -> (Self, mpsc::UnboundedReceiver<Step>) {
+impl UpgradeRequest {
+    pub fn new(order: UpgradeOrder) -> (Self, mpsc::UnboundedReceiver<Step>) {
         let (steps, receiver) = mpsc::unbounded_channel();
         (Self { order, steps }, receiver)
     }

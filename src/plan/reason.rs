@@ -5,7 +5,7 @@ mod close;
 mod errno;
 
 pub use close::{Cut, Peer};
-pub use errno::{Cause, Party};
+pub use errno::{ErrorCause, Party};
 
 /// Declares an enum whose variants carry their word.
 macro_rules! words {
@@ -322,7 +322,7 @@ impl RejectReason {
 
 impl ConnectError {
     pub fn of(error: &std::io::Error) -> Self {
-        Cause::of(error).word
+        ErrorCause::of(error).word
     }
 
     /// Whether it shows anything about the backend; a shortage of this host does not.

@@ -83,7 +83,7 @@ pub(super) struct MysqlCheck {
     pub(super) verified: bool,
 }
 
-pub(super) struct Dialogue<'a> {
+pub(super) struct MysqlDialogue<'a> {
     settings: &'a MysqlCheck,
     stage: Stage,
     /// Of the next packet, in either direction.
@@ -137,7 +137,7 @@ impl From<Wrong> for End {
     }
 }
 
-impl<'a> Dialogue<'a> {
+impl<'a> MysqlDialogue<'a> {
     pub(super) fn new(settings: &'a MysqlCheck) -> Self {
         Self {
             settings,
@@ -522,7 +522,7 @@ impl Login {
     }
 }
 
-impl dialogue::Dialogue for Dialogue<'_> {
+impl dialogue::Dialogue for MysqlDialogue<'_> {
     fn receive(&mut self, bytes: &[u8], ended: bool) -> Step {
         match std::mem::replace(&mut self.stage, Stage::Ended) {
             Stage::BeforeTls(greeting) => {

@@ -76,7 +76,7 @@ pub(super) struct PostgresCheck {
 }
 
 /// One check.
-pub(super) struct Dialogue<'a> {
+pub(super) struct PostgresDialogue<'a> {
     settings: &'a PostgresCheck,
     stage: Stage<'a>,
     end_point: Option<Vec<u8>>,
@@ -119,8 +119,8 @@ struct Position {
 }
 
 impl PostgresCheck {
-    pub(super) fn dialogue(&self) -> Dialogue<'_> {
-        Dialogue {
+    pub(super) fn dialogue(&self) -> PostgresDialogue<'_> {
+        PostgresDialogue {
             settings: self,
             stage: Stage::Begin,
             end_point: None,
@@ -303,7 +303,7 @@ fn boolean(text: Option<&str>) -> Option<bool> {
     }
 }
 
-impl dialogue::Dialogue for Dialogue<'_> {
+impl dialogue::Dialogue for PostgresDialogue<'_> {
     fn receive(&mut self, bytes: &[u8], ended: bool) -> Step {
         match self.stage {
             Stage::Begin if self.settings.encrypted => {
@@ -339,7 +339,7 @@ impl dialogue::Dialogue for Dialogue<'_> {
     }
 }
 
-impl Dialogue<'_> {
+impl PostgresDialogue<'_> {
     fn secret(&self) -> Option<&Secret> {
         self.settings.user.as_ref()?.secret.as_ref()
     }

@@ -152,6 +152,6 @@ impl Protocol for postgres::PostgresCheck {
 
 impl Protocol for mysql::MysqlCheck {
     fn begin(&self) -> Box<dyn Dialogue + '_> {
-        Box::new(mysql::Dialogue::new(self))
+        Box::new(mysql::MysqlDialogue::new(self))
     }
 }

@@ -32,7 +32,7 @@ use crate::{
     telemetry::metrics::{BackendCounts, ListenerCounts, RelayCounts},
     upstream::{
         backend::Backend,
-        pool::{Clock, Pool},
+        pool::{ConnectTimer, Pool},
     },
 };
 use context::DirectionContext;
@@ -63,14 +63,14 @@ pub struct BackendConnection {
 
 impl BackendConnection {
     /// What its relay begins with.
-    pub fn take_beginning(&mut self) -> Beginning {
+    pub fn take_beginning(&mut self) -> RelayStart {
         let beginning = match &mut self.opening {
-            Some(opening) => Beginning {
+            Some(opening) => RelayStart {
                 first: opening.first.take(),
                 observers: opening.observers.take_any(),
                 state: opening.state.take(),
             },
-            None => Beginning::default(),
+            None => RelayStart::default(),
         };
         // From here on it is only there for that.
         self.opening.take_if(|rest| rest.bandwidth.is_none());
@@ -95,7 +95,7 @@ pub struct Opening {
 
 /// What a relay begins with.
 #[derive(Default)]
-pub struct Beginning {
+pub struct RelayStart {
     first: Option<Box<FirstBytes>>,
     observers: Option<Box<FirstByteObservers>>,
     state: Option<Box<RelayState>>,
@@ -105,7 +105,7 @@ pub struct Beginning {
 #[derive(Default)]
 pub struct FirstByteObservers {
     /// Measures how long the answer takes, for a policy that compares that time.
-    pub clock: Option<Box<Clock>>,
+    pub clock: Option<Box<ConnectTimer>>,
     /// The pool of this backend, where only an answer proves that it works.
     pub pool: Option<(Arc<Pool>, Arc<Backend>)>,
 }
@@ -150,11 +150,11 @@ const NEVER: u64 = u64::MAX;
 pub fn relay<'a>(
     client: &'a Stream,
     connection: &'a BackendConnection,
-    beginning: Beginning,
+    beginning: RelayStart,
     plan: &'a plan::Listener,
     counters: SessionCounters<'a>,
 ) -> Relay<'a> {
-    let Beginning {
+    let RelayStart {
         first,
         observers,
         state,

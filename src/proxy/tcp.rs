@@ -10,5 +10,5 @@ mod stop_signal;
 mod wait;
 mod worker;
 
-pub use listener::{Binding, Socket, SocketId};
+pub use listener::{Binding, BoundSocket, SocketId};
 pub use worker::{Order, SocketCopy, Worker, spawn_worker};

@@ -28,7 +28,7 @@ pub use engine::{Worker, spawn_worker};
 pub use give::{FlowsGiven, GivenListener, Giver, HandOverError, Scope};
 pub use order::{Order, PortCopy};
 pub use port::{Port, PortUse, PortUsers, worker_of};
-pub use take::Taker;
+pub use take::FlowReceiver;
 pub use token::MOST_LISTENERS;
 
 use crate::session::service::Service;

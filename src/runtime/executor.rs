@@ -53,7 +53,7 @@ struct Core {
     /// Makes the waker of a task.
     create_waker: Box<dyn Fn(u32) -> Waker>,
     sources: RefCell<Slab<Source>>,
-    tasks: RefCell<Slab<Task>>,
+    tasks: RefCell<Slab<ExecutorTask>>,
     timers: RefCell<Timers>,
     /// Where what is read lies until it is written.
     buffer: RefCell<Box<[u8]>>,
@@ -68,7 +68,7 @@ struct Core {
     wake_time: Cell<Option<u64>>,
 }
 
-struct Task {
+struct ExecutorTask {
     /// `None` while it is polled.
     body: Option<TaskBody>,
     is_queued: bool,
@@ -280,7 +280,7 @@ impl Core {
         let mut tasks = self.tasks.borrow_mut();
         let number = tasks.vacant_key() as u32;
         let waker = (self.create_waker)(number);
-        tasks.insert(Task {
+        tasks.insert(ExecutorTask {
             body: Some(TaskBody { future, waker }),
             is_queued: true,
         });

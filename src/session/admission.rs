@@ -12,10 +12,10 @@ use crate::{
     runtime::net::Client,
     session::{
         bandwidth::SessionBandwidth,
-        rate::{Beginning, Delay},
+        rate::{Delay, RateRequest},
         registry::{Arrival, Continued, Session, take_below},
         service::Service,
-        sockets::{SocketPermit, Sockets},
+        sockets::{FlowSockets, SocketPermit},
     },
 };
 use std::{
@@ -82,11 +82,11 @@ pub fn delay(permits: &Permits, now: Instant) -> Result<Option<Delay>, RejectRea
     service.rates.admit_later(beginning, &service.metrics)
 }
 
-fn beginning(service: &Service, client: Client, now: Instant) -> Beginning<'_> {
+fn beginning(service: &Service, client: Client, now: Instant) -> RateRequest<'_> {
     let limits = &service.plan.limits;
     let ip = client.ip();
     let ip = ip.filter(|_| limits.connection_rate_per_source.is_limit());
-    Beginning {
+    RateRequest {
         limits,
         source: ip.map(|ip| Source::of(ip, limits.source_prefix)),
         now,
@@ -137,7 +137,7 @@ pub fn admit_continued_flow(
     service: &Arc<Service>,
     continued: &Continued,
     arrival: Arrival,
-    sockets: &Arc<Sockets>,
+    sockets: &Arc<FlowSockets>,
 ) -> (Permits, SocketPermit) {
     let permits = admit_continued(service, continued, arrival);
     (permits, sockets.take_anyway())
@@ -148,7 +148,7 @@ pub fn admit_flow(
     service: &Arc<Service>,
     arrival: Arrival,
     for_listener: Limit,
-    sockets: &Arc<Sockets>,
+    sockets: &Arc<FlowSockets>,
     for_socket: Limit,
 ) -> Result<(Permits, SocketPermit), RejectReason> {
     check_access(service, arrival.client())?;
@@ -300,16 +300,16 @@ mod tests {
     use crate::{
         config, plan,
         session::{
-            bandwidth::Bandwidth,
+            bandwidth::BandwidthLimits,
             registry::{Descriptors, Sessions},
-            service::{self, Notices, Process},
+            service::{self, Notices, ProcessContext},
         },
         telemetry::metrics::Exporter,
         upstream::pool::tests::of,
     };
 
     /// A listener with these keys, in a process that may have one connection and one flow.
-    fn service(keys: &str) -> (Arc<Service>, Arc<Sockets>) {
+    fn service(keys: &str) -> (Arc<Service>, Arc<FlowSockets>) {
         let text = format!(
             "[listeners.l]\nbind = \"127.0.0.1:1\"\nupstream = \"u\"\n{keys}\n[upstreams.u]\n\
              backends = [\"127.0.0.1:2\"]\n"
@@ -321,13 +321,13 @@ mod tests {
         let metrics = exporter.listener("l");
         let service = Service {
             plan: plan.listeners[0].clone(),
-            bandwidth: Arc::new(Bandwidth::new(Arc::clone(&metrics))),
+            bandwidth: Arc::new(BandwidthLimits::new(Arc::clone(&metrics))),
             metrics,
             per_source: Arc::default(),
             rates: Arc::default(),
             origin: service::origin(&plan.listeners[0], &pool),
             pool,
-            process: Arc::new(Process {
+            process: Arc::new(ProcessContext {
                 metrics: Arc::new(exporter.process()),
                 sessions: Arc::new(Sessions::new(1, 1, 1, &descriptors, now)),
                 access_logs: Arc::default(),
@@ -339,7 +339,7 @@ mod tests {
             accepting: Arc::default(),
             intake: Arc::default(),
         };
-        (Arc::new(service), Sockets::new(9, &descriptors))
+        (Arc::new(service), FlowSockets::new(9, &descriptors))
     }
 
     fn from(address: [u8; 4]) -> Arrival {

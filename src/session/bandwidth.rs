@@ -62,10 +62,10 @@ pub enum Way {
 /// The limits of one listener, and what is shared under them. It stays when the plan changes: new
 /// figures take effect at once for the sessions that have limits.
 #[derive(Debug)]
-pub struct Bandwidth {
+pub struct BandwidthLimits {
     epoch: Instant,
     metrics: Arc<ListenerMetrics>,
-    /// In bytes a second, 0: no limit; by [`Scope`] and [`Way`].
+    /// In bytes a second, 0: no limit; by [`LimitScope`] and [`Way`].
     rates: [[AtomicU64; 2]; 3],
     is_dry_run: AtomicBool,
     /// Counts the changes of `rates`.
@@ -79,7 +79,7 @@ pub struct Bandwidth {
 
 /// What a limit is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Scope {
+enum LimitScope {
     Session,
     Source,
     Listener,
@@ -99,7 +99,7 @@ struct SharedBuckets {
 /// The limits of one session.
 #[derive(Debug)]
 pub struct SessionBandwidth {
-    shared: Arc<Bandwidth>,
+    shared: Arc<BandwidthLimits>,
     /// The changes of rates that it knows of.
     changes: Cell<u64>,
     source: Option<(Source, Arc<Buckets>)>,
@@ -114,7 +114,7 @@ struct WayState {
     paused_until: Cell<u64>,
 }
 
-impl Scope {
+impl LimitScope {
     const ALL: [Self; 3] = [Self::Session, Self::Source, Self::Listener];
 
     fn limit(self) -> LimitKind {
@@ -156,7 +156,7 @@ impl Scope {
     }
 }
 
-impl Bandwidth {
+impl BandwidthLimits {
     pub fn new(metrics: Arc<ListenerMetrics>) -> Self {
         Self {
             epoch: Instant::now(),
@@ -178,7 +178,7 @@ impl Bandwidth {
             limits.bandwidth_total,
         ];
         let now = self.nanos(Instant::now());
-        for (scope, limit) in Scope::ALL.into_iter().zip([session, source, listener]) {
+        for (scope, limit) in LimitScope::ALL.into_iter().zip([session, source, listener]) {
             for (way, rate) in [limit.up, limit.down].into_iter().enumerate() {
                 let before = self.rates[scope as usize][way].swap(rate, Relaxed);
                 if before != rate {
@@ -191,11 +191,11 @@ impl Bandwidth {
     }
 
     /// What was taken at another rate does not count: it may be a long time at that one.
-    fn forgive(&self, scope: Scope, way: usize, now: u64) {
+    fn forgive(&self, scope: LimitScope, way: usize, now: u64) {
         let forgive = |buckets: &Buckets| buckets.0[way].fetch_min(now, Relaxed);
         match scope {
-            Scope::Session => {}
-            Scope::Source => {
+            LimitScope::Session => {}
+            LimitScope::Source => {
                 self.left[way].clear();
                 for shard in &self.sources {
                     let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
@@ -204,13 +204,13 @@ impl Bandwidth {
                     }
                 }
             }
-            Scope::Listener => {
+            LimitScope::Listener => {
                 forgive(&self.all);
             }
         }
     }
 
-    fn rate(&self, scope: Scope, way: Way) -> Option<u64> {
+    fn rate(&self, scope: LimitScope, way: Way) -> Option<u64> {
         Some(self.rates[scope as usize][way as usize].load(Relaxed)).filter(|rate| *rate > 0)
     }
 
@@ -282,7 +282,7 @@ fn bytes_in(nanos: u64, rate: u64) -> u64 {
 impl SessionBandwidth {
     /// `None` where the listener has no such limit. `source`: of the client, if it has one.
     pub fn begin(
-        shared: &Arc<Bandwidth>,
+        shared: &Arc<BandwidthLimits>,
         limits: &Limits,
         source: Option<Source>,
         now: Instant,
@@ -301,7 +301,7 @@ impl SessionBandwidth {
         for way in [Way::Up, Way::Down] {
             // Otherwise a client could go on by new sessions.
             let until = |scope| session.taken_until(scope, way, now);
-            let until = until(Scope::Source).max(until(Scope::Listener));
+            let until = until(LimitScope::Source).max(until(LimitScope::Listener));
             if until > now && !shared.is_dry_run.load(Relaxed) {
                 session.ways[way as usize].paused_until.set(until);
             }
@@ -324,7 +324,7 @@ impl SessionBandwidth {
             return None;
         }
         state.paused_until.set(0);
-        let limits = Scope::ALL.into_iter().filter_map(|scope| {
+        let limits = LimitScope::ALL.into_iter().filter_map(|scope| {
             let rate = self.rate(scope, way)?;
             let time = scope.next_slice(scope.slice(rate), self.taken_until(scope, way, now), now);
             Some(bytes_in(time, rate).max(LEAST_BYTES.min(rate)))
@@ -336,8 +336,8 @@ impl SessionBandwidth {
     /// Counts what was read.
     pub fn charge(&self, way: Way, bytes: u64, now: Instant) {
         let now = self.shared.nanos(now);
-        let mut pause: Option<(u64, Scope)> = None;
-        for scope in Scope::ALL {
+        let mut pause: Option<(u64, LimitScope)> = None;
+        for scope in LimitScope::ALL {
             let Some(rate) = self.rate(scope, way) else {
                 continue;
             };
@@ -375,14 +375,14 @@ impl SessionBandwidth {
     /// Whether a datagram of so many bytes may pass, which does not wait. If it may, it is counted.
     pub fn admits(&self, way: Way, bytes: u64, now: Instant) -> bool {
         let now = self.shared.nanos(now);
-        let is_over = |scope: &Scope| {
+        let is_over = |scope: &LimitScope| {
             self.rate(*scope, way).is_some_and(|rate| {
                 let until = self.taken_until(*scope, way, now).max(now);
                 let burst = BURST.max(time_of(BURST_BYTES, rate));
                 until + time_of(bytes, rate) > now + burst
             })
         };
-        let over = Scope::ALL.into_iter().find(is_over);
+        let over = LimitScope::ALL.into_iter().find(is_over);
         if let Some(scope) = over {
             if !self.shared.is_dry_run.load(Relaxed) {
                 return false;
@@ -391,7 +391,7 @@ impl SessionBandwidth {
             let limit = scope.limit();
             self.shared.metrics.over_limit(limit, OverLimit::Passed);
         }
-        for scope in Scope::ALL {
+        for scope in LimitScope::ALL {
             if let Some(rate) = self.rate(scope, way) {
                 self.take(scope, way, time_of(bytes, rate), now);
             }
@@ -399,24 +399,24 @@ impl SessionBandwidth {
         true
     }
 
-    fn rate(&self, scope: Scope, way: Way) -> Option<u64> {
+    fn rate(&self, scope: LimitScope, way: Way) -> Option<u64> {
         // It may have begun before there was that limit, or on a unix socket.
-        let has_none = scope == Scope::Source && self.source.is_none();
+        let has_none = scope == LimitScope::Source && self.source.is_none();
         self.shared.rate(scope, way).filter(|_| !has_none)
     }
 
-    fn taken_until(&self, scope: Scope, way: Way, now: u64) -> u64 {
+    fn taken_until(&self, scope: LimitScope, way: Way, now: u64) -> u64 {
         let shared = |buckets: &Buckets| buckets.0[way as usize].load(Relaxed);
         match (scope, &self.source) {
-            (Scope::Session, _) => self.ways[way as usize].taken_until.get(),
-            (Scope::Source, Some((_, buckets))) => shared(buckets),
-            (Scope::Source, None) => now,
-            (Scope::Listener, _) => shared(&self.shared.all),
+            (LimitScope::Session, _) => self.ways[way as usize].taken_until.get(),
+            (LimitScope::Source, Some((_, buckets))) => shared(buckets),
+            (LimitScope::Source, None) => now,
+            (LimitScope::Listener, _) => shared(&self.shared.all),
         }
     }
 
     /// Takes this time of a limit. Returns until when it is taken then.
-    fn take(&self, scope: Scope, way: Way, time: u64, now: u64) -> u64 {
+    fn take(&self, scope: LimitScope, way: Way, time: u64, now: u64) -> u64 {
         let earliest = now - CREDIT;
         let next = |until: u64| until.max(earliest).saturating_add(time);
         let take_shared = |buckets: &Buckets| {
@@ -425,14 +425,14 @@ impl SessionBandwidth {
             before.map_or(now, next)
         };
         match (scope, &self.source) {
-            (Scope::Session, _) => {
+            (LimitScope::Session, _) => {
                 let until = &self.ways[way as usize].taken_until;
                 until.set(next(until.get()));
                 until.get()
             }
-            (Scope::Source, Some((_, buckets))) => take_shared(buckets),
-            (Scope::Source, None) => now,
-            (Scope::Listener, _) => take_shared(&self.shared.all),
+            (LimitScope::Source, Some((_, buckets))) => take_shared(buckets),
+            (LimitScope::Source, None) => now,
+            (LimitScope::Listener, _) => take_shared(&self.shared.all),
         }
     }
 

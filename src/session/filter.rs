@@ -2,7 +2,7 @@
 
 use crate::{
     plan::{PeerSet, access},
-    session::registry::{Phase, Position, Session, Sessions},
+    session::registry::{Phase, Session, Sessions, TablePosition},
     upstream::backend::Backend,
 };
 use ahash::AHashMap;
@@ -29,7 +29,7 @@ pub struct Filter {
 
 /// Which of the sessions that match are found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scope {
+pub enum MatchScope {
     All,
     /// Those that have begun before one with this id and are not closing: what a termination that
     /// starts now is meant for. A client that comes back is not terminated again.
@@ -42,9 +42,9 @@ pub enum Scope {
 pub struct Selection {
     sessions: Arc<Sessions>,
     filter: Filter,
-    scope: Scope,
+    scope: MatchScope,
     /// `None` at the end.
-    position: Option<Position>,
+    position: Option<TablePosition>,
     /// By id.
     backends: AHashMap<u64, KnownBackend>,
 }
@@ -57,7 +57,7 @@ struct KnownBackend {
 
 /// A session that matches, with its backend, if it has one.
 #[derive(Debug)]
-pub struct Found {
+pub struct FoundSession {
     pub session: Arc<Session>,
     pub backend: Option<Arc<Backend>>,
 }
@@ -124,18 +124,18 @@ impl Session {
 }
 
 impl Selection {
-    pub fn new(sessions: &Arc<Sessions>, filter: Filter, scope: Scope) -> Self {
+    pub fn new(sessions: &Arc<Sessions>, filter: Filter, scope: MatchScope) -> Self {
         Self {
             sessions: Arc::clone(sessions),
             filter,
             scope,
-            position: Some(Position::default()),
+            position: Some(TablePosition::default()),
             backends: AHashMap::new(),
         }
     }
 
     /// Some more sessions that match, possibly none; `None` at the end.
-    pub fn next_some(&mut self, now: Instant) -> Option<Vec<Found>> {
+    pub fn next_some(&mut self, now: Instant) -> Option<Vec<FoundSession>> {
         let position = self.position.as_mut()?;
         let (filter, sessions, scope) = (&self.filter, &*self.sessions, self.scope);
         let backends = &self.backends;
@@ -160,7 +160,7 @@ impl Selection {
     }
 
     /// What could not be decided before.
-    fn find(&mut self, session: Arc<Session>) -> Option<Found> {
+    fn find(&mut self, session: Arc<Session>) -> Option<FoundSession> {
         let must_match = self.filter.backend.is_some();
         let backend = self.backend_of(&session, session.backend());
         if must_match && backend.is_none_or(|known| !known.matches) {
@@ -172,7 +172,7 @@ impl Selection {
         {
             return None;
         }
-        Some(Found { session, backend })
+        Some(FoundSession { session, backend })
     }
 
     fn backend_of(&mut self, session: &Session, id: u64) -> Option<&KnownBackend> {
@@ -187,7 +187,7 @@ impl Selection {
     }
 }
 
-impl Scope {
+impl MatchScope {
     fn includes(self, session: &Session) -> bool {
         match self {
             Self::All => true,
@@ -202,7 +202,7 @@ mod tests {
     use crate::{
         plan::CheckKind,
         runtime::net::Client,
-        session::registry::{Arrival, Descriptors, Origin, SessionKind},
+        session::registry::{Arrival, Descriptors, SessionKind, SessionOrigin},
         upstream::pool::tests::{check, of, planned, upstream},
     };
     use std::io::Write as _;
@@ -211,7 +211,7 @@ mod tests {
     /// `l` to upstream `u`, on a backend by the parity of N.
     struct Rig {
         sessions: Arc<Sessions>,
-        origin: Arc<Origin>,
+        origin: Arc<SessionOrigin>,
         live: Vec<Arc<Session>>,
         now: Instant,
     }
@@ -230,7 +230,7 @@ mod tests {
             let most = count as u64 + more;
             let descriptors = Arc::new(Descriptors::new(2 * most, 0, 0));
             let sessions = Sessions::new(2, most, 0, &descriptors, now);
-            let origin = Origin {
+            let origin = SessionOrigin {
                 listener: "l".to_owned(),
                 pool: Arc::new(of(&plan, now)),
                 kind: SessionKind::Connection,
@@ -261,7 +261,7 @@ mod tests {
             session
         }
 
-        fn found(&self, filter: Filter, scope: Scope) -> Vec<u64> {
+        fn found(&self, filter: Filter, scope: MatchScope) -> Vec<u64> {
             let mut selection = Selection::new(&self.sessions, filter, scope);
             let now = self.now + Duration::from_secs(COUNT as u64);
             let mut ids = Vec::new();
@@ -274,7 +274,7 @@ mod tests {
         }
 
         fn count(&self, filter: Filter) -> usize {
-            self.found(filter, Scope::All).len()
+            self.found(filter, MatchScope::All).len()
         }
     }
 
@@ -352,7 +352,7 @@ mod tests {
             older_than: seconds(COUNT as u64 - 9),
             ..all()
         };
-        assert_eq!(rig.found(filter, Scope::All), Vec::from_iter(1..=10));
+        assert_eq!(rig.found(filter, MatchScope::All), Vec::from_iter(1..=10));
         rig.live[3].set_active(COUNT as u64 * 1_000);
         let filter = Filter {
             idle: seconds(COUNT as u64 - 9),
@@ -364,7 +364,7 @@ mod tests {
     #[test]
     fn a_termination_concerns_what_lived_when_it_began() {
         let rig = Rig::new();
-        let scope = Scope::LiveBefore(rig.sessions.next_id());
+        let scope = MatchScope::LiveBefore(rig.sessions.next_id());
         rig.sessions.remove(&rig.live[5]);
         rig.live[6].set_closing();
         let late = rig.begin(5);
@@ -383,7 +383,7 @@ mod tests {
             .map(|s| s.id)
             .filter(|id| id.is_multiple_of(3))
             .collect();
-        let mut selection = Selection::new(&rig.sessions, Filter::default(), Scope::All);
+        let mut selection = Selection::new(&rig.sessions, Filter::default(), MatchScope::All);
         let mut seen = Vec::new();
         let mut n = 0;
         while let Some(found) = selection.next_some(rig.now) {

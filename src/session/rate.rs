@@ -37,7 +37,7 @@ pub struct Rates {
 
 /// A session that begins, where there are limits of its rate.
 #[derive(Debug, Clone, Copy)]
-pub struct Beginning<'a> {
+pub struct RateRequest<'a> {
     pub limits: &'a Limits,
     /// `None`: it has none, or its source has no limit.
     pub source: Option<Source>,
@@ -100,7 +100,7 @@ impl Rates {
     /// Takes a token of each limit, or of none and returns which limit refuses.
     pub fn admit(
         &self,
-        beginning: Beginning<'_>,
+        beginning: RateRequest<'_>,
         metrics: &ListenerMetrics,
     ) -> Result<(), RejectReason> {
         let limits = beginning.limits;
@@ -117,7 +117,7 @@ impl Rates {
     /// The same where sessions are delayed: returns how long this one has to wait, if it has to.
     pub fn admit_later(
         self: &Arc<Self>,
-        beginning: Beginning<'_>,
+        beginning: RateRequest<'_>,
         metrics: &ListenerMetrics,
     ) -> Result<Option<Delay>, RejectReason> {
         let taken = self.take(beginning, LONGEST_DELAY);
@@ -137,8 +137,8 @@ impl Rates {
     }
 
     /// Gives back the tokens of a session that was refused for another reason.
-    pub fn give_back(&self, beginning: Beginning<'_>) {
-        let Beginning { limits, source, .. } = beginning;
+    pub fn give_back(&self, beginning: RateRequest<'_>) {
+        let RateRequest { limits, source, .. } = beginning;
         let now = self.nanos(beginning.now);
         let of_source = Tokens::of(limits.connection_rate_per_source).zip(source);
         if let Some((tokens, source)) = of_source {
@@ -154,10 +154,10 @@ impl Rates {
     /// behind it, or the limit that takes longer; then no token is taken.
     fn take(
         &self,
-        beginning: Beginning<'_>,
+        beginning: RateRequest<'_>,
         most: Duration,
     ) -> Result<Option<(RateLimit, Duration)>, RateLimit> {
-        let Beginning { limits, source, .. } = beginning;
+        let RateRequest { limits, source, .. } = beginning;
         let now = self.nanos(beginning.now);
         let most = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);
         let mut wait = (RateLimit::OfListener, 0);
@@ -269,9 +269,9 @@ mod tests {
             }
         }
 
-        fn beginning(&self, source: u32, millis: u64) -> Beginning<'_> {
+        fn beginning(&self, source: u32, millis: u64) -> RateRequest<'_> {
             let address = IpAddr::V4(source.into());
-            Beginning {
+            RateRequest {
                 limits: &self.limits,
                 source: Some(Source::of(address, SourcePrefix::default())),
                 now: self.rates.epoch + Duration::from_millis(millis),

@@ -5,10 +5,10 @@ mod descriptors;
 mod session;
 mod table;
 
-pub use budget::{Budget, take_below};
+pub use budget::{SessionBudget, take_below};
 pub use descriptors::Descriptors;
-pub use session::{Arrival, Continued, Interruption, Origin, Phase, Session, SessionKind};
-pub use table::Position;
+pub use session::{Arrival, Continued, Interruption, Phase, Session, SessionKind, SessionOrigin};
+pub use table::TablePosition;
 
 use crate::{
     plan::reason::{CloseReason, RejectReason},
@@ -28,8 +28,8 @@ use table::Table;
 pub struct Sessions {
     tables: Sharded<Table>,
     next_id: AtomicU64,
-    connections: Budget,
-    flows: Budget,
+    connections: SessionBudget,
+    flows: SessionBudget,
     /// Those of flows are taken with their sockets.
     descriptors: Arc<Descriptors>,
     is_stopping: AtomicBool,
@@ -52,8 +52,8 @@ impl Sessions {
             refuses_flows: AtomicBool::new(false),
             tables: Sharded::new(shards),
             next_id: AtomicU64::new(1),
-            connections: Budget::new(connections),
-            flows: Budget::new(flows),
+            connections: SessionBudget::new(connections),
+            flows: SessionBudget::new(flows),
             descriptors: Arc::clone(descriptors),
             epoch,
         }
@@ -64,7 +64,7 @@ impl Sessions {
     pub fn add(
         &self,
         arrival: Arrival,
-        origin: &Arc<Origin>,
+        origin: &Arc<SessionOrigin>,
     ) -> Result<Arc<Session>, RejectReason> {
         self.count_in(origin.kind)?;
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
@@ -77,7 +77,7 @@ impl Sessions {
         &self,
         continued: &Continued,
         arrival: Arrival,
-        origin: &Arc<Origin>,
+        origin: &Arc<SessionOrigin>,
     ) -> Arc<Session> {
         match origin.kind {
             SessionKind::Connection => {
@@ -97,7 +97,7 @@ impl Sessions {
         self.next_id.fetch_max(next, Ordering::Relaxed);
     }
 
-    fn insert(&self, id: u64, arrival: Arrival, origin: &Arc<Origin>) -> Arc<Session> {
+    fn insert(&self, id: u64, arrival: Arrival, origin: &Arc<SessionOrigin>) -> Arc<Session> {
         let shard = self.tables.own_index() as u16;
         let make = |slot| Session::new(id, arrival, origin, (shard, slot), self.epoch);
         let session = self.tables.at(shard.into()).insert(make);
@@ -133,11 +133,11 @@ impl Sessions {
         }
     }
 
-    pub fn connections(&self) -> &Budget {
+    pub fn connections(&self) -> &SessionBudget {
         &self.connections
     }
 
-    pub fn flows(&self) -> &Budget {
+    pub fn flows(&self) -> &SessionBudget {
         &self.flows
     }
 
@@ -169,7 +169,7 @@ impl Sessions {
     /// ends a session just then: `selects` must not block, and make no system calls.
     pub fn look_at_some(
         &self,
-        position: &mut Position,
+        position: &mut TablePosition,
         selects: impl FnMut(&Session) -> bool,
         found: &mut Vec<Arc<Session>>,
     ) -> bool {
@@ -180,7 +180,7 @@ impl Sessions {
         if table.look_at_some(&mut position.slot, selects, found) {
             return true;
         }
-        *position = Position {
+        *position = TablePosition {
             table: position.table + 1,
             slot: 0,
         };
@@ -189,7 +189,7 @@ impl Sessions {
 
     /// All sessions that `selects`, which is called as by [`Self::look_at_some`].
     pub fn find(&self, mut selects: impl FnMut(&Session) -> bool) -> Vec<Arc<Session>> {
-        let (mut position, mut found) = (Position::default(), Vec::new());
+        let (mut position, mut found) = (TablePosition::default(), Vec::new());
         while self.look_at_some(&mut position, &mut selects, &mut found) {}
         found
     }
@@ -261,9 +261,9 @@ pub(crate) mod tests {
     };
 
     /// The origin of sessions of a listener `l`.
-    pub(crate) fn origin(kind: SessionKind) -> Arc<Origin> {
+    pub(crate) fn origin(kind: SessionKind) -> Arc<SessionOrigin> {
         let plan = upstream(vec![planned(1)], check(CheckKind::Tcp));
-        Arc::new(Origin {
+        Arc::new(SessionOrigin {
             listener: "l".to_owned(),
             pool: Arc::new(of(&plan, Instant::now())),
             kind,

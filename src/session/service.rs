@@ -11,13 +11,13 @@ use crate::{
     plan::{self, Protocol, Udp, access},
     runtime::net::Client,
     session::{
-        bandwidth::Bandwidth,
+        bandwidth::BandwidthLimits,
         per_source::PerSource,
         rate::Rates,
-        registry::{Origin, SessionKind, Sessions},
+        registry::{SessionKind, SessionOrigin, Sessions},
     },
     telemetry::{
-        access_log::{AccessLog, AccessLogs},
+        access_log::{AccessLogWriter, AccessLogs},
         metrics::{ListenerMetrics, ProcessMetrics},
     },
     upstream::pool::Pool,
@@ -34,14 +34,14 @@ pub struct Service {
     pub metrics: Arc<ListenerMetrics>,
     pub per_source: Arc<PerSource>,
     pub rates: Arc<Rates>,
-    pub bandwidth: Arc<Bandwidth>,
+    pub bandwidth: Arc<BandwidthLimits>,
     pub pool: Arc<Pool>,
     /// What sessions of this listener have in common.
-    pub origin: Arc<Origin>,
-    pub process: Arc<Process>,
+    pub origin: Arc<SessionOrigin>,
+    pub process: Arc<ProcessContext>,
     pub send_proxy: plan::SendProxy,
     pub send_proxy_on: plan::ProxyOn,
-    pub access_log: Option<Arc<AccessLog>>,
+    pub access_log: Option<Arc<AccessLogWriter>>,
     pub notices: Arc<Notices>,
     /// False from the start until its upstream has first verdicts, or `start_wait` has passed.
     pub accepting: Arc<AtomicBool>,
@@ -49,15 +49,15 @@ pub struct Service {
 }
 
 /// What all listeners share.
-pub struct Process {
+pub struct ProcessContext {
     pub metrics: Arc<ProcessMetrics>,
     pub sessions: Arc<Sessions>,
     pub access_logs: Arc<AccessLogs>,
 }
 
 /// The origin of sessions of a listener with this plan.
-pub fn origin(plan: &plan::Listener, pool: &Arc<Pool>) -> Arc<Origin> {
-    Arc::new(Origin {
+pub fn origin(plan: &plan::Listener, pool: &Arc<Pool>) -> Arc<SessionOrigin> {
+    Arc::new(SessionOrigin {
         listener: plan.name.clone(),
         pool: Arc::clone(pool),
         kind: match &plan.protocol {

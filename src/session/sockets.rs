@@ -9,7 +9,7 @@ use std::sync::{
 /// The sockets of flows on all workers. Each has a local port and a descriptor, both of which are
 /// limited.
 #[derive(Debug)]
-pub struct Sockets {
+pub struct FlowSockets {
     max: AtomicU64,
     descriptors: Arc<Descriptors>,
     count: AtomicU64,
@@ -17,9 +17,9 @@ pub struct Sockets {
 
 /// The permit to have one of them, given back when dropped.
 #[derive(Debug)]
-pub struct SocketPermit(Arc<Sockets>);
+pub struct SocketPermit(Arc<FlowSockets>);
 
-impl Sockets {
+impl FlowSockets {
     pub fn new(max: u64, descriptors: &Arc<Descriptors>) -> Arc<Self> {
         Arc::new(Self {
             max: AtomicU64::new(max),
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn the_number_of_sockets_is_limited() {
-        let sockets = Sockets::new(2, &Arc::new(Descriptors::new(0, 9, 0)));
+        let sockets = FlowSockets::new(2, &Arc::new(Descriptors::new(0, 9, 0)));
         let both = (sockets.take(), sockets.take());
         assert!(both.0.is_some() && both.1.is_some());
         assert!(sockets.take().is_none() && !sockets.has_free());
@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn without_a_descriptor_there_is_none() {
-        let sockets = Sockets::new(9, &Arc::new(Descriptors::new(0, 1, 0)));
+        let sockets = FlowSockets::new(9, &Arc::new(Descriptors::new(0, 1, 0)));
         let one = sockets.take();
         assert!(one.is_some() && sockets.take().is_none() && !sockets.has_free());
         drop(one);

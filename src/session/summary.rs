@@ -5,7 +5,7 @@ use crate::{
     plan::reason::{CloseReason, ConnectError, RejectReason},
     runtime::net::Client,
     session::{registry::Session, service::Service},
-    telemetry::access_log::{self, AccessLog, Record},
+    telemetry::access_log::{self, AccessLogWriter, AccessRecord},
     upstream::backend::Backend,
 };
 use std::{
@@ -104,13 +104,18 @@ impl Summary<'_> {
 }
 
 impl Service {
-    pub fn access_log(&self) -> Option<&AccessLog> {
+    pub fn access_log(&self) -> Option<&AccessLogWriter> {
         self.access_log.as_deref()
     }
 
     /// Counts the end of a session, and writes it to the log, where it is a reason for a warning,
     /// and to `access_log`.
-    pub fn finish(&self, summary: &Summary<'_>, access_log: Option<&AccessLog>, now: Instant) {
+    pub fn finish(
+        &self,
+        summary: &Summary<'_>,
+        access_log: Option<&AccessLogWriter>,
+        now: Instant,
+    ) {
         self.metrics.closed(summary.reason);
         self.metrics.session_duration.record(summary.duration);
         self.log_unserved(
@@ -125,7 +130,7 @@ impl Service {
     }
 
     /// Counts a refusal, and writes it to `access_log`.
-    pub fn finish_refused(&self, refusal: &RefusedSession, access_log: Option<&AccessLog>) {
+    pub fn finish_refused(&self, refusal: &RefusedSession, access_log: Option<&AccessLogWriter>) {
         self.metrics.rejected(refusal.reason);
         if let Some(log) = access_log {
             let (peer, named) = (refusal.peer, refusal.named);
@@ -133,14 +138,14 @@ impl Service {
         }
     }
 
-    fn record<'a>(&'a self, summary: &Summary<'a>) -> Record<'a> {
+    fn record<'a>(&'a self, summary: &Summary<'a>) -> AccessRecord<'a> {
         let session = summary.session;
         let backend = summary.backend;
         let connected = summary.attempts.last();
         let connected = connected.filter(|attempt| attempt.result == AttemptResult::Connected);
         let [received, sent] = summary.datagrams;
         let is_udp = self.is_udp();
-        Record {
+        AccessRecord {
             session: Some(session.id),
             backend: backend.map(|backend| &**backend.text()),
             backend_addr: backend.map(|backend| backend.addr.to_string()),
@@ -171,11 +176,11 @@ impl Service {
         named: Option<Client>,
         reason: &'static str,
         duration: Duration,
-    ) -> Record<'_> {
+    ) -> AccessRecord<'_> {
         let client = named.unwrap_or(peer);
         let hidden = Some(peer).filter(|peer| *peer != client);
         let is_udp = self.is_udp();
-        Record {
+        AccessRecord {
             time: access_log::now(),
             session: None,
             listener: &self.plan.name,

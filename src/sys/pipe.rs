@@ -36,18 +36,18 @@ static LIMIT: AtomicUsize = AtomicUsize::new(256);
 static FORBIDDEN: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
-    static POOL: RefCell<Pool> = const { RefCell::new(Pool::new()) };
-    static LARGE_POOL: RefCell<Pool> = const { RefCell::new(Pool::new()) };
+    static POOL: RefCell<PipePool> = const { RefCell::new(PipePool::new()) };
+    static LARGE_POOL: RefCell<PipePool> = const { RefCell::new(PipePool::new()) };
 }
 
 /// The pipes of one size of a worker.
-struct Pool {
+struct PipePool {
     pipes: Vec<Pipe>,
     /// An attempt has failed; none is made before this time.
     none_until: Option<Instant>,
 }
 
-impl Pool {
+impl PipePool {
     const fn new() -> Self {
         Self {
             pipes: Vec::new(),

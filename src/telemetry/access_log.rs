@@ -17,7 +17,7 @@ use std::{
 
 /// Times are in seconds; the names are those of nginx's stream variables where it has them.
 #[derive(Debug, Serialize)]
-pub struct Record<'a> {
+pub struct AccessRecord<'a> {
     pub time: String,
     /// Its number; `None` of a client that was refused before it was a session.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -71,7 +71,7 @@ pub enum Format {
     Json,
 }
 
-pub struct AccessLog {
+pub struct AccessLogWriter {
     lines: Lines,
     destination: Destination,
     format: Format,
@@ -80,7 +80,7 @@ pub struct AccessLog {
 /// The access logs that are open: that of the plan in effect, and those that sessions began with.
 #[derive(Default)]
 pub struct AccessLogs {
-    open: Mutex<Vec<Weak<AccessLog>>>,
+    open: Mutex<Vec<Weak<AccessLogWriter>>>,
     /// Records that were not written, also of logs that are closed by now.
     dropped: Arc<AtomicU64>,
 }
@@ -88,14 +88,19 @@ pub struct AccessLogs {
 impl AccessLogs {
     /// One that is open already is shared, and its file opened again by its name. A file may hang:
     /// call it by [`crate::sys::blocking`].
-    pub fn open(&self, destination: Destination, format: Format) -> io::Result<Arc<AccessLog>> {
-        let is_it = |log: &&Arc<AccessLog>| log.destination == destination && log.format == format;
+    pub fn open(
+        &self,
+        destination: Destination,
+        format: Format,
+    ) -> io::Result<Arc<AccessLogWriter>> {
+        let is_it =
+            |log: &&Arc<AccessLogWriter>| log.destination == destination && log.format == format;
         if let Some(log) = self.all().iter().find(is_it) {
             log.lines.reopen();
             return Ok(Arc::clone(log));
         }
         let lines = Lines::open_counting(destination.clone(), Arc::clone(&self.dropped))?;
-        let log = Arc::new(AccessLog {
+        let log = Arc::new(AccessLogWriter {
             lines,
             destination,
             format,
@@ -126,11 +131,11 @@ impl AccessLogs {
         self.dropped.load(Relaxed)
     }
 
-    fn all(&self) -> Vec<Arc<AccessLog>> {
+    fn all(&self) -> Vec<Arc<AccessLogWriter>> {
         self.lock().iter().filter_map(Weak::upgrade).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Weak<AccessLog>>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<AccessLogWriter>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -144,8 +149,8 @@ impl Transfer for AccessLogs {
     }
 }
 
-impl AccessLog {
-    pub fn record(&self, record: &Record<'_>) {
+impl AccessLogWriter {
+    pub fn record(&self, record: &AccessRecord<'_>) {
         let mut line = match self.format {
             Format::Json => serde_json::to_string(record).unwrap_or_default(),
             Format::Text => text(record),
@@ -159,7 +164,7 @@ pub fn now() -> String {
     humantime::format_rfc3339_millis(SystemTime::now()).to_string()
 }
 
-fn text(r: &Record<'_>) -> String {
+fn text(r: &AccessRecord<'_>) -> String {
     let mut line = format!("{} {} {} {}", r.time, r.listener, r.protocol, r.remote_addr);
     if let Some(port) = r.remote_port {
         let _ = write!(line, " {port}");

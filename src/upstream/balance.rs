@@ -21,7 +21,7 @@ mod weights;
 pub use crate::upstream::balance::random::Chance;
 pub use key::HashInput;
 pub use least_time::Average;
-pub use pick_hash::{Readiness, Target, Targets};
+pub use pick_hash::{PickTarget, Readiness, Targets};
 pub use round_robin::RotationWeight;
 
 use crate::plan::{self, Balance, Bound};

@@ -10,7 +10,7 @@ mod schedule;
 mod verdict;
 
 pub use crate::upstream::health::primary_election::{
-    Claim, Standing, Supersedes, count_servers, standings,
+    PrimaryClaim, Standing, Supersedes, count_servers, standings,
 };
 pub use epoch::Epoch;
 pub use evidence::Evidence;
@@ -18,4 +18,4 @@ pub use finding::{Finding, Lag};
 pub use pace::Pace;
 pub use passive::{FailRule, FailureOf, Passive};
 pub use schedule::{FIRST_CHECK_SPREAD, Schedule};
-pub use verdict::{Change, Judge, Progress, RiseFall, Runs, Verdict};
+pub use verdict::{Judge, RiseFall, Runs, Verdict, VerdictChange, VerdictProgress};

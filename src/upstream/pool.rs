@@ -30,13 +30,13 @@ mod waiting_line;
 
 pub use crate::upstream::pool::admin_state::{AdminOrder, AdminSetting, AdminState};
 pub use crate::upstream::pool::check_record::Checked;
-pub use crate::upstream::pool::connect_timer::Clock;
+pub use crate::upstream::pool::connect_timer::ConnectTimer;
 pub use crate::upstream::pool::event::{AdminChange, AdminStateSet, Cause, Event, Transition};
 pub use ceilings::Taker;
 pub use forecast::candidates_of_new;
 pub use operator_weight::{OperatorWeight, WeightError, WeightSet};
-pub use snapshot::Snapshot;
-pub use waiting::{Progress, Waiting};
+pub use snapshot::EndpointSnapshot;
+pub use waiting::{WaitProgress, Waiting};
 pub use waiting_line::{Position, Served};
 
 use crate::{
@@ -215,7 +215,7 @@ pub struct Search {
 
 /// An address as the checker and the termination of sessions see it.
 #[derive(Debug, Clone)]
-pub struct Address {
+pub struct EndpointAddress {
     pub backend: Arc<Backend>,
     pub is_backup: bool,
     /// Whether its sessions are there only because no other is up: it is a backup, or a primary
@@ -404,14 +404,14 @@ impl Pool {
 
     /// The addresses, except of backends that are `down` in the configuration; with those that are
     /// no longer named while they have sessions.
-    pub fn addresses(&self) -> Vec<Address> {
+    pub fn addresses(&self) -> Vec<EndpointAddress> {
         let inner = self.lock();
         let all = inner.endpoints.iter().chain(&inner.departed);
         all.filter_map(|e| inner.address(e)).collect()
     }
 
     /// One of these.
-    pub fn address(&self, backend: &Backend) -> Option<Address> {
+    pub fn address(&self, backend: &Backend) -> Option<EndpointAddress> {
         let inner = self.lock();
         let number = inner.number_of(backend)?;
         inner.address(inner.outlined(number)?)
@@ -562,12 +562,12 @@ impl Inner {
     }
 
     /// See [`Pool::addresses`].
-    fn address(&self, e: &Endpoint) -> Option<Address> {
+    fn address(&self, e: &Endpoint) -> Option<EndpointAddress> {
         if e.config.is_down || e.departed.is_some() && e.backend.active() == 0 {
             return None;
         }
         let is_standby = self.review.falls_back() && e.check.effective == Verdict::Standby;
-        Some(Address {
+        Some(EndpointAddress {
             backend: Arc::clone(&e.backend),
             is_backup: e.config.is_backup,
             stands_in: e.config.is_backup || is_standby,

@@ -283,7 +283,7 @@ fn every_reason_state_result_metric_and_field_is_documented() {
 fn record_fields() -> Vec<String> {
     let source = files("src/telemetry/access_log.rs", &[""]).remove(0).text;
     let record = source
-        .split("pub struct Record<'a> {")
+        .split("pub struct AccessRecord<'a> {")
         .nth(1)
         .expect("it is there");
     let lines = record.lines().take_while(|line| *line != "}");

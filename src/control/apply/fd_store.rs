@@ -3,7 +3,7 @@
 
 use super::{Runtime, listener::ListenerRuntime};
 use crate::{
-    control::{ServiceManager, bind::Bound},
+    control::{ServiceManager, bind::BoundSockets},
     plan::Addr,
 };
 use std::{
@@ -28,18 +28,18 @@ struct Unsent {
 
 /// Whether the service manager hears this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
+pub(super) enum StoreRole {
     Main,
     /// It replaces another process, which is the main one still.
     Successor,
 }
 
 impl Store {
-    pub(super) fn new(manager: ServiceManager, role: Role) -> Self {
+    pub(super) fn new(manager: ServiceManager, role: StoreRole) -> Self {
         Self {
             manager,
             names: BTreeSet::new(),
-            unsent: (role == Role::Successor).then(Unsent::default),
+            unsent: (role == StoreRole::Successor).then(Unsent::default),
         }
     }
 
@@ -83,7 +83,7 @@ impl Store {
 
 impl Runtime {
     /// Before the workers have them.
-    pub(super) async fn store_sockets(&mut self, bound: &Bound) {
+    pub(super) async fn store_sockets(&mut self, bound: &BoundSockets) {
         if !self.manager.has_store() {
             return;
         }

@@ -1,7 +1,7 @@
 //! Gives the flows of datagrams to another process, or takes them over.
 
-use super::{Runtime, listener::Sockets, udp_sockets::DatagramSockets};
-use crate::proxy::udp::{self, GivenListener, Giver, Scope, Taker};
+use super::{Runtime, listener::ListenerSockets, udp_sockets::DatagramSockets};
+use crate::proxy::udp::{self, FlowReceiver, GivenListener, Giver, Scope};
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 /// For each answer of the other process.
@@ -23,19 +23,19 @@ impl Runtime {
         Giver::new(self.mailboxes(), listeners.collect(), scope, PATIENCE)
     }
 
-    pub(in crate::control) fn flow_taker(&self) -> Taker {
+    pub(in crate::control) fn flow_taker(&self) -> FlowReceiver {
         let listeners = self.datagram_listeners().map(|(name, sockets)| {
             let addresses: Vec<SocketAddr> = sockets.addresses().collect();
             (name.clone(), sockets.id(), addresses)
         });
-        Taker::new(self.mailboxes(), listeners)
+        FlowReceiver::new(self.mailboxes(), listeners)
     }
 
     fn datagram_listeners(&self) -> impl Iterator<Item = (&String, &DatagramSockets)> {
         let listeners = self.listeners.iter();
         listeners.filter_map(|(name, listener)| match &listener.sockets {
-            Sockets::Datagrams(sockets) => Some((name, sockets)),
-            Sockets::Streams(_) => None,
+            ListenerSockets::Datagrams(sockets) => Some((name, sockets)),
+            ListenerSockets::Streams(_) => None,
         })
     }
 

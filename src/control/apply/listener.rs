@@ -13,7 +13,7 @@ use crate::{
     proxy::udp::OwnAddresses,
     runtime::net::SocketFile,
     session::{
-        bandwidth::Bandwidth,
+        bandwidth::BandwidthLimits,
         service::{self, Notices, Service},
     },
     upstream::health,
@@ -26,13 +26,13 @@ use tokio_util::task::TaskTracker;
 
 pub(super) struct ListenerRuntime {
     pub(super) service: Arc<Service>,
-    pub(super) sockets: Sockets,
+    pub(super) sockets: ListenerSockets,
     /// Until it accepts.
     waiting: Option<Waiting>,
 }
 
 /// The sockets of one listener.
-pub(super) enum Sockets {
+pub(super) enum ListenerSockets {
     Streams(Vec<StreamSocket>),
     Datagrams(DatagramSockets),
 }
@@ -56,7 +56,7 @@ impl ListenerRuntime {
     pub(super) fn new(
         plan: plan::Listener,
         upstream: &UpstreamRuntime,
-        sockets: Sockets,
+        sockets: ListenerSockets,
         removed: Option<&Service>,
         runtime: &Runtime,
     ) -> Self {
@@ -66,7 +66,7 @@ impl ListenerRuntime {
             |removed| Arc::clone(&removed.metrics),
         );
         let bandwidth = removed.map_or_else(
-            || Arc::new(Bandwidth::new(Arc::clone(&metrics))),
+            || Arc::new(BandwidthLimits::new(Arc::clone(&metrics))),
             |removed| Arc::clone(&removed.bandwidth),
         );
         bandwidth.set(&plan.limits);
@@ -104,7 +104,7 @@ impl ListenerRuntime {
         mut self,
         plan: plan::Listener,
         upstream: &UpstreamRuntime,
-        sockets: Sockets,
+        sockets: ListenerSockets,
         runtime: &Runtime,
     ) -> Self {
         let before = &self.service;
@@ -139,23 +139,23 @@ impl ListenerRuntime {
         self
     }
 
-    pub(super) fn take_sockets(&mut self) -> Sockets {
-        std::mem::replace(&mut self.sockets, Sockets::Streams(Vec::new()))
+    pub(super) fn take_sockets(&mut self) -> ListenerSockets {
+        std::mem::replace(&mut self.sockets, ListenerSockets::Streams(Vec::new()))
     }
 
     pub(super) fn take_files(&mut self) -> Vec<SocketFile> {
         match &mut self.sockets {
-            Sockets::Streams(sockets) => {
+            ListenerSockets::Streams(sockets) => {
                 let files = sockets.iter_mut().filter_map(|socket| socket.file.take());
                 files.collect()
             }
-            Sockets::Datagrams(_) => Vec::new(),
+            ListenerSockets::Datagrams(_) => Vec::new(),
         }
     }
 
     /// The files of unix sockets are removed by this process from now on.
     pub(super) fn adopt_files(&mut self) {
-        if let Sockets::Streams(sockets) = &mut self.sockets {
+        if let ListenerSockets::Streams(sockets) = &mut self.sockets {
             sockets.iter_mut().for_each(StreamSocket::adopt_file);
         }
     }
@@ -166,8 +166,8 @@ impl ListenerRuntime {
 
     pub(super) fn view(&self) -> ListenerView {
         let addresses = match &self.sockets {
-            Sockets::Streams(sockets) => sockets.iter().map(|s| s.bound.clone()).collect(),
-            Sockets::Datagrams(sockets) => sockets.addresses().map(Addr::Tcp).collect(),
+            ListenerSockets::Streams(sockets) => sockets.iter().map(|s| s.bound.clone()).collect(),
+            ListenerSockets::Datagrams(sockets) => sockets.addresses().map(Addr::Tcp).collect(),
         };
         ListenerView {
             service: Arc::clone(&self.service),
@@ -222,12 +222,14 @@ impl ListenerRuntime {
         self.waiting = None;
         self.service.accepting.store(true, Relaxed);
         match &mut self.sockets {
-            Sockets::Streams(sockets) => {
+            ListenerSockets::Streams(sockets) => {
                 for socket in sockets {
                     socket.serve(&self.service, workers, tasks);
                 }
             }
-            Sockets::Datagrams(sockets) => sockets.serve(&self.service, own, workers, tasks),
+            ListenerSockets::Datagrams(sockets) => {
+                sockets.serve(&self.service, own, workers, tasks)
+            }
         }
     }
 }

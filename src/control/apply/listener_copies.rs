@@ -2,7 +2,7 @@
 
 use super::{
     Runtime, Workers,
-    listener::Sockets,
+    listener::ListenerSockets,
     tcp_sockets::{ClosingStreams, StreamSocket},
     udp_sockets::DatagramSockets,
 };
@@ -37,12 +37,12 @@ impl Runtime {
         let mut copies = Vec::new();
         for (name, listener) in &self.listeners {
             match &listener.sockets {
-                Sockets::Streams(sockets) => {
+                ListenerSockets::Streams(sockets) => {
                     for socket in sockets {
                         copies.extend(copy_streams(name, socket, &mut streams)?);
                     }
                 }
-                Sockets::Datagrams(sockets) => {
+                ListenerSockets::Datagrams(sockets) => {
                     copies.extend(copy_ports(name, sockets, &mut ports)?);
                 }
             }
@@ -64,7 +64,7 @@ impl Runtime {
     pub(in crate::control) async fn close_addresses(&mut self, addresses: &[(String, String)]) {
         let mut closing = ClosingStreams::default();
         for (name, listener) in &mut self.listeners {
-            let Sockets::Streams(sockets) = &mut listener.sockets else {
+            let ListenerSockets::Streams(sockets) = &mut listener.sockets else {
                 continue;
             };
             let is_gone = |socket: &mut StreamSocket| {

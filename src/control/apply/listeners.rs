@@ -2,7 +2,7 @@
 
 use super::{
     Runtime, is_local,
-    listener::{ListenerRuntime, Sockets},
+    listener::{ListenerRuntime, ListenerSockets},
     tcp_sockets::{ClosingStreams, StreamSocket},
     udp_sockets::{DatagramSockets, Kept},
     with_share,
@@ -10,7 +10,7 @@ use super::{
 use crate::{
     control::{
         Prepared, StartError, StartErrors,
-        bind::{Bound, Request, bind_all},
+        bind::{BindRequest, BoundSockets, bind_all},
         budget::Budget,
         inherited::HandedSocket,
     },
@@ -87,7 +87,7 @@ impl Runtime {
         plan: &Plan,
         prepared: &Prepared,
         handed: Vec<HandedSocket>,
-    ) -> Result<(Bound, BTreeMap<String, Vec<Kept>>), StartErrors> {
+    ) -> Result<(BoundSockets, BTreeMap<String, Vec<Kept>>), StartErrors> {
         let streams = distribute(self.stream_addrs(), |addr| addr, &of_kind(plan, false));
         let mut missing = streams.missing;
         let assigned = self.assign_datagrams(plan);
@@ -112,13 +112,13 @@ impl Runtime {
         let requests = missing.into_iter().filter_map(|(name, addr)| {
             let mut listeners = prepared.listeners.iter();
             let (listener, rights) = listeners.find(|(listener, _)| listener.name == name)?;
-            Some(Request {
+            Some(BindRequest {
                 listener: listener.clone(),
                 rights: *rights,
                 addr,
             })
         });
-        let bound = bind_all(requests.collect(), self.held(), handed, self.facts.workers).await;
+        let bound = bind_all(requests.collect(), self.held(), handed, self.host.workers).await;
         let bound = bound
             .map_err(|errors| StartErrors(errors.into_iter().map(StartError::Bind).collect()))?;
         self.change_rights(prepared).await?;
@@ -144,8 +144,8 @@ impl Runtime {
             .listeners
             .iter()
             .filter_map(|(name, l)| match &l.sockets {
-                Sockets::Datagrams(sockets) => Some((name, sockets)),
-                Sockets::Streams(_) => None,
+                ListenerSockets::Datagrams(sockets) => Some((name, sockets)),
+                ListenerSockets::Streams(_) => None,
             });
         let closing = self.closing.iter().map(|(name, sockets)| (name, sockets));
         listeners.chain(closing)
@@ -155,7 +155,7 @@ impl Runtime {
     fn stream_addrs(&self) -> Vec<(String, Addr)> {
         let mut addrs = Vec::new();
         for (name, listener) in &self.listeners {
-            if let Sockets::Streams(sockets) = &listener.sockets {
+            if let ListenerSockets::Streams(sockets) = &listener.sockets {
                 addrs.extend(sockets.iter().map(|s| (name.clone(), s.configured.clone())));
             }
         }
@@ -168,7 +168,7 @@ impl Runtime {
             .listeners
             .values()
             .map(|listener| (listener, listener.view()));
-        let streams = views.filter(|(l, _)| matches!(l.sockets, Sockets::Streams(_)));
+        let streams = views.filter(|(l, _)| matches!(l.sockets, ListenerSockets::Streams(_)));
         let addrs = streams.flat_map(|(_, view)| view.addresses);
         let addresses = addrs.filter_map(|addr| match addr {
             Addr::Tcp(address) => Some(address),
@@ -211,7 +211,7 @@ impl Runtime {
         let mut assigned = BTreeMap::new();
         let mut free: Vec<(&String, &DatagramSockets)> = Vec::new();
         for (name, listener) in &self.listeners {
-            if let Sockets::Datagrams(sockets) = &listener.sockets {
+            if let ListenerSockets::Datagrams(sockets) = &listener.sockets {
                 match plan.listeners.iter().any(|l| l.name == *name) {
                     true => drop(assigned.insert(name.clone(), sockets)),
                     false => free.push((name, sockets)),
@@ -237,7 +237,7 @@ impl Runtime {
     /// what removed listeners served with.
     pub(super) fn apply_listeners(
         &mut self,
-        bound: Bound,
+        bound: BoundSockets,
         kept: BTreeMap<String, Vec<Kept>>,
         budget: &Budget,
     ) -> (ClosingStreams, Vec<Arc<Service>>) {
@@ -250,10 +250,10 @@ impl Runtime {
         let (mut held, mut datagrams) = (Vec::new(), BTreeMap::new());
         for (name, listener) in &mut before {
             match listener.take_sockets() {
-                Sockets::Streams(sockets) => {
+                ListenerSockets::Streams(sockets) => {
                     held.extend(sockets.into_iter().map(|socket| (name.clone(), socket)));
                 }
-                Sockets::Datagrams(sockets) => self.closing.push((name.clone(), sockets)),
+                ListenerSockets::Datagrams(sockets) => self.closing.push((name.clone(), sockets)),
             }
         }
         for (_, sockets) in self
@@ -344,8 +344,8 @@ impl Runtime {
             .listeners
             .values()
             .flat_map(|listener| match &listener.sockets {
-                Sockets::Datagrams(sockets) => sockets.addresses().collect(),
-                Sockets::Streams(_) => Vec::new(),
+                ListenerSockets::Datagrams(sockets) => sockets.addresses().collect(),
+                ListenerSockets::Streams(_) => Vec::new(),
             });
         self.own = Arc::new(OwnAddresses::new(addresses, is_local));
         for worker in &self.workers.datagrams {
@@ -363,11 +363,11 @@ struct NewSockets {
     streams: BTreeMap<String, Vec<StreamSocket>>,
     datagrams: BTreeMap<String, DatagramSockets>,
     kept: BTreeMap<String, Vec<Kept>>,
-    bound: Bound,
+    bound: BoundSockets,
 }
 
 impl NewSockets {
-    fn take(&mut self, listener: &Listener) -> Sockets {
+    fn take(&mut self, listener: &Listener) -> ListenerSockets {
         let name = &listener.name;
         match listener.protocol {
             Protocol::Tcp => {
@@ -379,7 +379,7 @@ impl NewSockets {
                 }
                 let place = |s: &StreamSocket| addrs(listener).position(|a| *a == s.configured);
                 sockets.sort_by_key(place);
-                Sockets::Streams(sockets)
+                ListenerSockets::Streams(sockets)
             }
             Protocol::Udp(_) => {
                 let sockets = self.datagrams.remove(name);
@@ -390,7 +390,7 @@ impl NewSockets {
                     log_listening(name, &added.bound);
                 }
                 sockets.change(self.kept.remove(name).unwrap_or_default(), added);
-                Sockets::Datagrams(sockets)
+                ListenerSockets::Datagrams(sockets)
             }
         }
     }

@@ -5,7 +5,7 @@ use super::Workers;
 use crate::{
     control::bind::Listening,
     plan::Addr,
-    proxy::tcp::{Binding, Order, Socket, SocketId},
+    proxy::tcp::{Binding, BoundSocket, Order, SocketId},
     runtime::net::SocketFile,
     session::service::Service,
     sys::{blocking, handshakes},
@@ -37,7 +37,7 @@ pub(super) struct StreamSocket {
     /// Whether its file is that of another process until this one has taken over.
     is_file_handed: bool,
     /// Until the workers have them.
-    waiting: Vec<Socket>,
+    waiting: Vec<BoundSocket>,
     /// What accepted clients get.
     service: Option<Arc<Service>>,
     /// Tracks the sockets that are open.
@@ -45,7 +45,7 @@ pub(super) struct StreamSocket {
 }
 
 impl StreamSocket {
-    pub(super) fn new(listening: Listening<Socket>) -> Self {
+    pub(super) fn new(listening: Listening<BoundSocket>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self {
             configured: listening.configured,
@@ -72,7 +72,7 @@ impl StreamSocket {
     }
 
     /// The sockets that the workers do not have yet.
-    pub(super) fn waiting(&self) -> &[Socket] {
+    pub(super) fn waiting(&self) -> &[BoundSocket] {
         &self.waiting
     }
 

@@ -27,14 +27,14 @@ const CLOSE: Duration = Duration::from_secs(2);
 /// The sockets of one listener on all workers.
 pub(super) struct DatagramSockets {
     id: ListenerId,
-    addresses: Vec<Address>,
+    addresses: Vec<UdpAddress>,
     peers: Arc<PeerWorkers>,
     /// Until the workers have them.
     waiting: Vec<Port>,
     is_serving: bool,
 }
 
-struct Address {
+struct UdpAddress {
     /// As in the plan.
     configured: Addr,
     bound: SocketAddr,
@@ -128,7 +128,7 @@ impl DatagramSockets {
             let Some(port) = listening.sockets.first() else {
                 continue;
             };
-            self.addresses.push(Address {
+            self.addresses.push(UdpAddress {
                 configured: listening.configured,
                 bound: port.address,
                 users: Arc::clone(&port.users),

@@ -1,12 +1,12 @@
 //! The log lines of transitions.
 
 use crate::{
-    control::journal::{Event as Entry, seconds},
+    control::journal::{JournalEntry, seconds},
     plan::reason::BackendState,
     upstream::pool::{Cause, Transition},
 };
 
-pub(super) fn log(entry: &Entry, transition: &Transition) {
+pub(super) fn log(entry: &JournalEntry, transition: &Transition) {
     let (upstream, backend, address) = (&entry.upstream, &entry.backend, &entry.address);
     let (from, to, reason) = (&*entry.from, &*entry.to, &*entry.reason);
     let transcript = entry.transcript.as_deref().unwrap_or_default();

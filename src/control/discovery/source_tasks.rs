@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     control::{
-        journal::{Event, Journal},
+        journal::{Journal, JournalEntry},
         resolve::Resolver,
     },
     discover::{
@@ -174,7 +174,8 @@ impl Decider {
                     tracing::info!(%upstream, kind, failures = count,
                         "source of backends answers again");
                     if failures.is_recorded {
-                        self.journal.record(Event::of_source(upstream, None, now));
+                        self.journal
+                            .record(JournalEntry::of_source(upstream, None, now));
                     }
                 }
             }
@@ -200,7 +201,7 @@ impl Decider {
         }
         if !failures.is_recorded && now >= failures.began + SILENCE {
             failures.is_recorded = true;
-            let event = Event::of_source(upstream, Some(&error.message), now);
+            let event = JournalEntry::of_source(upstream, Some(&error.message), now);
             self.journal.record(event);
         }
     }

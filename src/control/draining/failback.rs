@@ -4,7 +4,7 @@
 use crate::{
     control::draining::terminator::Terminator,
     plan::{SessionAction, reason::CloseReason},
-    upstream::pool::{Address, AdminState, Pool},
+    upstream::pool::{AdminState, EndpointAddress, Pool},
 };
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -153,7 +153,7 @@ pub(super) fn is_any_up(pool: &Pool) -> bool {
 }
 
 /// By its check and its admin state. It may still take no sessions, if it is full.
-pub(super) fn is_up(address: &Address) -> bool {
+pub(super) fn is_up(address: &EndpointAddress) -> bool {
     address.verdict.is_up() && address.admin.admin_state == AdminState::Ready
 }
 

@@ -8,7 +8,7 @@ use crate::{
         message::{Kind, MOST_DESCRIPTORS, Message},
         session::{Verdicts, read_verdicts, write_all},
     },
-    proxy::tcp::handover::{Answer, Departure},
+    proxy::tcp::handover::{Departure, HandoverAnswer},
     session::registry::{self, Phase, Session, Sessions},
 };
 use ahash::{AHashMap, AHashSet};
@@ -77,7 +77,7 @@ struct Offer {
 /// A session that was sent.
 struct Waiting {
     id: u64,
-    answer: oneshot::Sender<Answer>,
+    answer: oneshot::Sender<HandoverAnswer>,
 }
 
 /// What is known of the process that sessions were sent to.
@@ -177,7 +177,7 @@ impl SessionSender {
             if is_taken {
                 self.report.taken += offer.sessions.len() as u64;
                 for waiting in offer.sessions {
-                    let _ = waiting.answer.send(Answer::Taken);
+                    let _ = waiting.answer.send(HandoverAnswer::Taken);
                 }
             }
         }
@@ -338,12 +338,12 @@ impl SessionSender {
             let said = match refused {
                 None => {
                     self.report.taken += 1;
-                    Answer::Taken
+                    HandoverAnswer::Taken
                 }
                 Some(reason) => {
                     *self.report.refused.entry(reason).or_default() += 1;
                     self.refused.insert(id);
-                    Answer::Refused
+                    HandoverAnswer::Refused
                 }
             };
             // It fails only where the worker has ended.

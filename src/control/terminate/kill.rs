@@ -5,7 +5,7 @@ use crate::{
     control::State,
     plan::reason::CloseReason,
     session::{
-        filter::{Filter, Scope, Selection},
+        filter::{Filter, MatchScope, Selection},
         registry::{Phase, Session, Sessions},
     },
 };
@@ -15,7 +15,7 @@ use std::{sync::Arc, time::Instant};
 pub struct Kill {
     sessions: Arc<Sessions>,
     filter: Filter,
-    scope: Scope,
+    scope: MatchScope,
     selection: Selection,
     /// Selected, and not terminated yet.
     selected: Vec<Arc<Session>>,
@@ -41,7 +41,7 @@ impl Kill {
     /// terminations of the process together may be.
     pub fn new(state: &State, filter: Filter, per_second: Option<f64>) -> Self {
         let sessions = Arc::clone(&state.process.sessions);
-        let scope = Scope::LiveBefore(sessions.next_id());
+        let scope = MatchScope::LiveBefore(sessions.next_id());
         Self {
             selection: Selection::new(&sessions, filter.clone(), scope),
             sessions,

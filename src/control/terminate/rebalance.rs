@@ -9,7 +9,7 @@ use crate::{
     control::State,
     plan::{Balance, reason::CloseReason},
     session::{
-        registry::{Phase, Position, Session, Sessions},
+        registry::{Phase, Session, Sessions, TablePosition},
         retry::hash_input,
     },
     upstream::{
@@ -41,7 +41,7 @@ pub struct Rebalance {
     has_ceilings: bool,
     /// When the last session was terminated, once all are.
     finished: Option<Instant>,
-    outcome: Option<Outcome>,
+    outcome: Option<RebalanceOutcome>,
 }
 
 /// A backend, and what it is to have.
@@ -63,17 +63,17 @@ enum Rule {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub enum RebalanceOutcome {
     Balanced,
     /// Other backends take sessions than at the beginning, so that the targets mean nothing now.
     BackendsChanged,
 }
 
 /// How far it is.
-pub struct Progress {
+pub struct RebalanceProgress {
     pub terminated: u64,
     pub pending: usize,
-    pub outcome: Option<Outcome>,
+    pub outcome: Option<RebalanceOutcome>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,7 +137,7 @@ impl Rebalance {
         let index: AHashMap<u64, usize> = (self.shares.iter().enumerate())
             .map(|(i, share)| (share.backend.id, i))
             .collect();
-        let (mut position, mut has_more) = (Position::default(), true);
+        let (mut position, mut has_more) = (TablePosition::default(), true);
         while has_more {
             let mut found = Vec::new();
             let selects = |session: &Session| {
@@ -230,15 +230,15 @@ impl Rebalance {
     }
 
     /// Terminates some more, for a fraction of a second at most, or waits for clients to come back.
-    pub async fn proceed(&mut self) -> Progress {
+    pub async fn proceed(&mut self) -> RebalanceProgress {
         let until = Instant::now() + REPORT;
         while self.outcome.is_none() && Instant::now() < until {
             let now = Instant::now();
             if self.has_changed(now) {
-                self.outcome = Some(Outcome::BackendsChanged);
+                self.outcome = Some(RebalanceOutcome::BackendsChanged);
             } else if let Some(finished) = self.finished {
                 if self.is_settled(finished, now) {
-                    self.outcome = Some(Outcome::Balanced);
+                    self.outcome = Some(RebalanceOutcome::Balanced);
                 } else {
                     tokio::time::sleep(LOOK).await;
                 }
@@ -248,7 +248,7 @@ impl Rebalance {
                 self.pacing.pause().await;
             }
         }
-        Progress {
+        RebalanceProgress {
             terminated: self.terminated,
             pending: self.pending(),
             outcome: self.outcome,
@@ -358,8 +358,8 @@ impl Drop for Rebalance {
         }
         let (upstream, sessions) = (&self.pool.name, self.terminated);
         match self.outcome {
-            Some(Outcome::Balanced) => tracing::info!(%upstream, sessions, "rebalanced"),
-            Some(Outcome::BackendsChanged) => tracing::warn!(%upstream, sessions,
+            Some(RebalanceOutcome::Balanced) => tracing::info!(%upstream, sessions, "rebalanced"),
+            Some(RebalanceOutcome::BackendsChanged) => tracing::warn!(%upstream, sessions,
                 "rebalancing stopped, other backends take sessions now"),
             None if sessions > 0 => tracing::warn!(%upstream, sessions,
                 "rebalancing stopped before its end, the operator's command has ended"),

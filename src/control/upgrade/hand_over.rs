@@ -1,7 +1,7 @@
 //! The side of the old process.
 
 use super::{
-    Order, Request, Step, UpgradeError, binary, binary::NewProcess, link::Link,
+    Step, UpgradeError, UpgradeOrder, UpgradeRequest, binary, binary::NewProcess, link::Link,
     session_transfer::SessionTransfer,
 };
 use crate::{
@@ -78,12 +78,12 @@ pub struct Replaced {
 /// result ends that process. `None`: it was only to be checked.
 pub async fn prepare(
     server: &Server,
-    request: &Request,
+    request: &UpgradeRequest,
     file: Option<&Path>,
     admin: Vec<AdminSocket>,
 ) -> Result<Option<Successor>, UpgradeError> {
     let state = &server.state;
-    let Order { binary, check_only } = &request.order;
+    let UpgradeOrder { binary, check_only } = &request.order;
     refuse_if_impossible(server)?;
     let checked = binary::check(binary.as_deref(), file).await?;
     request.tell(Step::Checked {
@@ -248,7 +248,7 @@ impl Server {
     pub async fn hand_over(
         &mut self,
         successor: Successor,
-        request: &Request,
+        request: &UpgradeRequest,
     ) -> Result<Replaced, UpgradeError> {
         let Successor {
             mut link,
@@ -309,7 +309,7 @@ impl Server {
         &self,
         link: &mut Link,
         transfer: &mut Option<SessionTransfer>,
-        request: &Request,
+        request: &UpgradeRequest,
         flows: &Arc<Giver>,
     ) -> Result<Vec<Account>, UpgradeError> {
         let state = &self.state;
@@ -375,7 +375,7 @@ async fn give_flows(link: &mut Link, giver: Arc<Giver>) -> Result<(), UpgradeErr
 async fn send_sessions(
     link: &mut Link,
     transfer: &mut SessionTransfer,
-    request: &Request,
+    request: &UpgradeRequest,
 ) -> Result<(), UpgradeError> {
     let sent = transfer.send_all(link).await;
     sent.map_err(|source| broken(Kind::SessionsTaken, source))?;

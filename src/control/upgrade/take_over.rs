@@ -16,7 +16,7 @@ use crate::{
         remainder::Remainder,
     },
     plan::Plan,
-    proxy::udp::Taker,
+    proxy::udp::FlowReceiver,
     sys::{self, upgrade_channel},
 };
 use std::{
@@ -54,7 +54,7 @@ pub struct AdminSocket {
 pub struct Previous {
     link: Link,
     pid: u32,
-    flows: Taker,
+    flows: FlowReceiver,
 }
 
 /// Why this process does not take over.
@@ -303,7 +303,7 @@ fn read_body<T>(
 fn receive_rest(
     channel: &mut Channel,
     sessions: &mut SessionReceiver,
-    flows: &mut Taker,
+    flows: &mut FlowReceiver,
     state: &State,
 ) -> ChannelError {
     let mut has_all = false;

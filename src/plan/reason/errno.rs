@@ -21,12 +21,12 @@ pub enum Party {
 
 /// An error, as far as decisions depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cause {
+pub struct ErrorCause {
     pub party: Party,
     pub word: ConnectError,
 }
 
-impl Cause {
+impl ErrorCause {
     pub fn of(error: &io::Error) -> Self {
         match error.raw_os_error() {
             Some(errno) => Self::of_errno(errno),
@@ -157,16 +157,20 @@ mod tests {
             (libc::EIO, P::Path, E::Other, CheckResult::Unreachable),
         ] {
             let error = io::Error::from_raw_os_error(errno);
-            assert_eq!(Cause::of(&error), Cause { party, word }, "{error}");
+            assert_eq!(
+                ErrorCause::of(&error),
+                ErrorCause { party, word },
+                "{error}"
+            );
             assert_eq!(CheckResult::of(&error), check, "{error}");
             // The word alone decides whether it counts against the backend.
             assert_eq!(
                 word.is_of_backend(),
-                Cause::of(&error).is_of_backend(),
+                ErrorCause::of(&error).is_of_backend(),
                 "{error}"
             );
         }
-        let too_large = Cause::of_errno(libc::EMSGSIZE);
+        let too_large = ErrorCause::of_errno(libc::EMSGSIZE);
         assert!(!too_large.is_of_backend());
     }
 
@@ -184,7 +188,7 @@ mod tests {
         ] {
             let error = io::Error::from_raw_os_error(errno);
             let same: io::Error = error.kind().into();
-            assert_eq!(Cause::of(&same), Cause::of(&error), "{error}");
+            assert_eq!(ErrorCause::of(&same), ErrorCause::of(&error), "{error}");
         }
     }
 }

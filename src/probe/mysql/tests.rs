@@ -38,13 +38,13 @@ fn settings_with(role: Option<Role>) -> MysqlCheck {
 
 /// One side of a conversation; the other is the test.
 struct Side<'a> {
-    dialogue: Dialogue<'a>,
+    dialogue: MysqlDialogue<'a>,
     bytes: Vec<u8>,
 }
 
 impl<'a> Side<'a> {
     fn new(settings: &'a MysqlCheck) -> Self {
-        let dialogue = Dialogue::new(settings);
+        let dialogue = MysqlDialogue::new(settings);
         Self {
             dialogue,
             bytes: Vec::new(),
@@ -604,7 +604,7 @@ fn what_is_not_mysql() {
         (b"\x04\0\0\0\x098.0", "not version 10"),
         (b"\0\0\0\0", "an empty packet"),
     ] {
-        let answer = answer(Dialogue::new(&settings).receive(bytes, false));
+        let answer = answer(MysqlDialogue::new(&settings).receive(bytes, false));
         assert_eq!(answer.result, CheckResult::Protocol);
         assert!(answer.transcript.contains(part), "{}", answer.transcript);
     }
@@ -645,7 +645,7 @@ proptest! {
             encrypted,
             ..settings_with(None)
         };
-        let mut dialogue = Dialogue::new(&settings);
+        let mut dialogue = MysqlDialogue::new(&settings);
         let begin = greeting(&version, "caching_sha2_password", ALL);
         let begin = std::iter::once(begin).chain(ok.then(|| vec![0]));
         for payload in begin.chain(payloads) {

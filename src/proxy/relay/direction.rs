@@ -113,7 +113,7 @@ pub enum BreakCause {
 
 impl BreakCause {
     fn of(error: &io::Error) -> Self {
-        match reason::Cause::of(error).word {
+        match reason::ErrorCause::of(error).word {
             // The kernel keeps what a router reported of an established connection, and returns it
             // when time has run out.
             ConnectError::Timeout | ConnectError::Unreachable | ConnectError::Prohibited => {

@@ -19,7 +19,7 @@ use crate::{
     },
     upstream::{
         backend::{Backend, Lease},
-        pool::Clock,
+        pool::ConnectTimer,
     },
 };
 use std::{
@@ -78,7 +78,7 @@ pub(super) async fn connect(
             }
         };
         let backend = lease.backend();
-        let mut clock = Clock::start(&service.pool, backend, began);
+        let mut clock = ConnectTimer::start(&service.pool, backend, began);
         let opened = attempt(backend, service, client, session, began).await;
         let now = Instant::now();
         let time = now.saturating_duration_since(began);
@@ -124,7 +124,7 @@ fn micros_of_session(service: &Service, session: &Session, at: Instant) -> u64 {
 fn opening(
     service: &Arc<Service>,
     backend: &Arc<Backend>,
-    clock: Option<Box<Clock>>,
+    clock: Option<Box<ConnectTimer>>,
 ) -> Option<Box<Opening>> {
     let pool = &service.pool;
     let observers = FirstByteObservers {

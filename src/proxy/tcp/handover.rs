@@ -9,7 +9,7 @@ mod resume;
 mod suspend;
 
 pub use resume::{Continuation, Silences, Unsuitable};
-pub use suspend::{Answer, Departure};
+pub use suspend::{Departure, HandoverAnswer};
 
 pub(super) use suspend::{hand_over, set_exit};
 

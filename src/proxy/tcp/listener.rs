@@ -31,12 +31,12 @@ use std::{
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 /// A bound and listening socket.
-pub enum Socket {
+pub enum BoundSocket {
     Tcp(std::net::TcpListener),
     Unix(std::os::unix::net::UnixListener),
 }
 
-impl AsFd for Socket {
+impl AsFd for BoundSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Tcp(socket) => socket.as_fd(),
@@ -52,7 +52,7 @@ pub struct SocketId(pub u64);
 /// A socket of a listener on one worker.
 pub struct Binding {
     pub id: SocketId,
-    pub socket: Socket,
+    pub socket: BoundSocket,
     pub service: Arc<Service>,
     /// Held until the accept loop runs: a stop of the process waits for it from now on.
     pub alive: TaskTrackerToken,
@@ -223,12 +223,12 @@ impl Acceptor {
             ..
         } = binding;
         let port = match &socket {
-            Socket::Tcp(s) => s.local_addr().ok().map(|address| address.port()),
-            Socket::Unix(_) => None,
+            BoundSocket::Tcp(s) => s.local_addr().ok().map(|address| address.port()),
+            BoundSocket::Unix(_) => None,
         };
         let (kind, socket): (StreamKind, OwnedFd) = match socket {
-            Socket::Tcp(s) => (StreamKind::Tcp, s.into()),
-            Socket::Unix(s) => (StreamKind::Unix, s.into()),
+            BoundSocket::Tcp(s) => (StreamKind::Tcp, s.into()),
+            BoundSocket::Unix(s) => (StreamKind::Unix, s.into()),
         };
         let acceptor = Self {
             socket: ListeningSocket::new(socket),

@@ -6,7 +6,7 @@ use crate::{
         relay::{self, FinalStep, Outcome, SessionCounters, Stop},
         tcp::{
             connect::{self, Connected, Opened},
-            handover::{self, Answer},
+            handover::{self, HandoverAnswer},
             preamble::{self, Preamble},
             wait,
         },
@@ -83,7 +83,7 @@ fn carry(
                     // In a box: no other session is to be larger for it.
                     let leaving =
                         Box::pin(handover::hand_over(permits, relay.client(), opened, state));
-                    if leaving.await == Answer::Taken {
+                    if leaving.await == HandoverAnswer::Taken {
                         relay.forget_observers();
                         break None;
                     }

@@ -10,7 +10,7 @@ use crate::{
         retry::{BackendSearch, Waited},
         summary::Unserved,
     },
-    upstream::{backend::Lease, pool::Progress},
+    upstream::{backend::Lease, pool::WaitProgress},
 };
 use std::{
     future::poll_fn,
@@ -52,12 +52,12 @@ pub(super) async fn wait_for_backend(
             return ended(CloseReason::ClientLeft);
         }
         match waiting.poll(cx.waker(), now) {
-            Progress::Pending(until) => {
+            WaitProgress::Pending(until) => {
                 executor::wake_at(watch.gone_at().map_or(until, |at| at.min(until)));
                 Poll::Pending
             }
-            Progress::Served(served) => Poll::Ready(Waited::Served(served)),
-            Progress::Ended {
+            WaitProgress::Served(served) => Poll::Ready(Waited::Served(served)),
+            WaitProgress::Ended {
                 lacks,
                 has_limit,
                 waited,

@@ -2,14 +2,14 @@
 
 use super::{
     batch::{self, Piece},
-    flow::Link,
+    flow::FlowSocket,
     token::SERIAL,
 };
 use crate::{
     plan::reason::DropReason,
     proxy::udp::order::Order,
     runtime::{mailbox::Mailbox, reactor::Reactor},
-    session::{service::Service, sockets::Sockets},
+    session::{service::Service, sockets::FlowSockets},
     sys::datagram::{BATCH, Local, ReceiveBuffers, SendHeaders},
 };
 use smallvec::{SmallVec, smallvec};
@@ -44,7 +44,7 @@ pub(super) struct Context {
     pub(super) replies: Vec<Reply>,
     pub(super) send_headers: SendHeaders,
     pub(super) late: VecDeque<Late>,
-    pub(super) sockets: Arc<Sockets>,
+    pub(super) sockets: Arc<FlowSockets>,
     /// Of the flow that began last.
     serial: u32,
     /// When this turn of the reactor began.
@@ -124,14 +124,14 @@ pub(super) struct Reply {
 pub(super) struct Late {
     pub(super) until: u64,
     pub(super) service: Arc<Service>,
-    pub(super) link: Link,
+    pub(super) link: FlowSocket,
 }
 
 impl Context {
     pub(super) fn new(
         reactor: Reactor,
         mailbox: Arc<Mailbox<Order>>,
-        sockets: Arc<Sockets>,
+        sockets: Arc<FlowSockets>,
     ) -> Self {
         Self {
             mailbox,
@@ -180,7 +180,7 @@ impl Context {
         }
     }
 
-    pub(super) fn keep_late(&mut self, service: Arc<Service>, link: Link) {
+    pub(super) fn keep_late(&mut self, service: Arc<Service>, link: FlowSocket) {
         // A socket that cannot be deregistered must not stay: it would be reported for ever.
         if self.reactor.deregister(&link.socket).is_ok() {
             self.late.push_back(Late {

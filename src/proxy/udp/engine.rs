@@ -12,7 +12,7 @@ use crate::{
         reactor::{self, Engine, Reactor, Wait},
         worker,
     },
-    session::sockets::Sockets,
+    session::sockets::FlowSockets,
 };
 use rustix::event::epoll::EventFlags;
 use slab::Slab;
@@ -31,7 +31,7 @@ pub type Worker = worker::Worker<Order>;
 pub fn spawn_worker(
     index: usize,
     shard: usize,
-    sockets: &Arc<Sockets>,
+    sockets: &Arc<FlowSockets>,
     began: Instant,
 ) -> io::Result<Worker> {
     let sockets = Arc::clone(sockets);

@@ -12,7 +12,7 @@ use crate::{
         summary::{Attempt, Summary},
     },
     sys,
-    upstream::{backend::Lease, pool::Clock},
+    upstream::{backend::Lease, pool::ConnectTimer},
 };
 use std::{
     io,
@@ -26,7 +26,7 @@ pub(super) struct Flow {
     pub(super) key: Key,
     /// Distinguishes it from earlier flows with the same number.
     pub(super) serial: u32,
-    pub(super) link: Link,
+    pub(super) link: FlowSocket,
     /// Keeps the sockets open that its datagrams come to.
     pub(super) _port: PortUse,
     pub(super) permits: Permits,
@@ -63,7 +63,7 @@ pub(super) struct Flow {
 }
 
 /// A socket towards a backend, and the permit to have one.
-pub(super) struct Link {
+pub(super) struct FlowSocket {
     pub(super) socket: UdpSocket,
     pub(super) _permit: SocketPermit,
 }
@@ -75,7 +75,7 @@ pub(super) struct Extras {
     /// Whether the next datagram to the backend gets the header.
     pub(super) header_is_due: bool,
     /// Runs until the first reply, for a policy that compares times.
-    pub(super) clock: Option<Box<Clock>>,
+    pub(super) clock: Option<Box<ConnectTimer>>,
     /// This field and those below are for the access log.
     pub(super) attempts: Vec<Attempt>,
     pub(super) first_reply: Option<Duration>,
@@ -100,7 +100,7 @@ impl Flow {
     pub(super) fn new(
         key: Key,
         serial: u32,
-        link: Link,
+        link: FlowSocket,
         port: PortUse,
         permits: Permits,
         lease: Lease,
@@ -135,7 +135,7 @@ impl Flow {
     pub(super) fn with_extras(
         mut self,
         header: Option<Box<[u8]>>,
-        clock: Option<Box<Clock>>,
+        clock: Option<Box<ConnectTimer>>,
         attempts: Vec<Attempt>,
     ) -> Self {
         // Attempts are noted only if there is an access log.
@@ -246,7 +246,7 @@ impl Flow {
     }
 
     /// Counts and logs that it is over. The socket is still there.
-    pub(super) fn end(self, service: &Service, reason: CloseReason, now: Instant) -> Link {
+    pub(super) fn end(self, service: &Service, reason: CloseReason, now: Instant) -> FlowSocket {
         let extras = self.extras.as_deref();
         let log = service.access_log();
         let local = log.and_then(|_| self.link.socket.local_addr().ok());

@@ -24,7 +24,7 @@ use std::{
 };
 
 /// The workers and listeners of a process that takes flows over.
-pub struct Taker {
+pub struct FlowReceiver {
     workers: Vec<Arc<Mailbox<Order>>>,
     by_address: AHashMap<SocketAddr, ListenerId>,
     by_name: AHashMap<String, ListenerId>,
@@ -35,7 +35,7 @@ pub struct Taker {
 /// A listener on a worker.
 type Place = (usize, ListenerId);
 
-impl Taker {
+impl FlowReceiver {
     /// `listeners`: all of the process, with their names and addresses.
     pub fn new(
         workers: Vec<Arc<Mailbox<Order>>>,

@@ -19,7 +19,7 @@ fn down(rate: u64) -> plan::Bandwidth {
 }
 
 struct Simulated {
-    shared: Arc<Bandwidth>,
+    shared: Arc<BandwidthLimits>,
     limits: Limits,
     /// The last of some simple random numbers.
     random: u64,
@@ -35,7 +35,7 @@ struct Greedy {
 
 impl Simulated {
     fn new(limits: Limits) -> Self {
-        let shared = Arc::new(Bandwidth::new(Exporter::new(1).listener("l")));
+        let shared = Arc::new(BandwidthLimits::new(Exporter::new(1).listener("l")));
         shared.set(&limits);
         Self {
             shared,

@@ -3,12 +3,12 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 #[derive(Debug)]
-pub struct Budget {
+pub struct SessionBudget {
     count: AtomicU64,
     most: AtomicU64,
 }
 
-impl Budget {
+impl SessionBudget {
     pub(super) fn new(most: u64) -> Self {
         Self {
             count: AtomicU64::default(),

@@ -46,7 +46,7 @@ pub enum SessionKind {
 
 /// What sessions of a listener have in common while its plan stays the same.
 #[derive(Debug)]
-pub struct Origin {
+pub struct SessionOrigin {
     pub listener: String,
     pub pool: Arc<Pool>,
     pub kind: SessionKind,
@@ -56,7 +56,7 @@ pub struct Origin {
 pub struct Session {
     /// Unique in the process; a session that begins later has a larger one.
     pub id: u64,
-    pub origin: Arc<Origin>,
+    pub origin: Arc<SessionOrigin>,
     /// The other end of the connection: the client, or a proxy in front.
     pub peer: Client,
     /// The port that it connected to; `None` on a unix socket.
@@ -66,7 +66,7 @@ pub struct Session {
     /// Which table of the registry has it, and where.
     pub(super) shard: u16,
     pub(super) slot: u32,
-    /// A [`Link`].
+    /// A [`BackendSocket`].
     link: AtomicI32,
     /// The client that a PROXY protocol header named. In a box: most sessions have none.
     proxied: OnceLock<Box<Client>>,
@@ -108,9 +108,9 @@ impl Phase {
 /// The socket towards the backend, as a number, and how far the session is. A thread that reads
 /// the number has no claim to the descriptor: the worker closes it without asking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Link(RawFd);
+struct BackendSocket(RawFd);
 
-impl Link {
+impl BackendSocket {
     // No descriptor is negative.
     const CONNECTING: Self = Self(-1);
     const CLOSING: Self = Self(-2);
@@ -202,7 +202,7 @@ impl Session {
     pub(super) fn new(
         id: u64,
         arrival: Arrival,
-        origin: &Arc<Origin>,
+        origin: &Arc<SessionOrigin>,
         (shard, slot): (u16, u32),
         epoch: Instant,
     ) -> Self {
@@ -215,7 +215,7 @@ impl Session {
             is_stopping: AtomicBool::new(false),
             shard,
             slot,
-            link: AtomicI32::new(Link::CONNECTING.0),
+            link: AtomicI32::new(BackendSocket::CONNECTING.0),
             proxied: arrival
                 .named
                 .map_or_else(OnceLock::new, |client| Box::new(client).into()),
@@ -281,24 +281,25 @@ impl Session {
 
     /// The session has this socket towards its backend from now on, until [`Self::set_closing`].
     pub fn set_socket(&self, socket: BorrowedFd<'_>) {
-        self.link.store(Link::open(socket).0, Ordering::Release);
+        self.link
+            .store(BackendSocket::open(socket).0, Ordering::Release);
     }
 
     /// Must be called before the socket towards the backend is closed.
     pub fn set_closing(&self) {
-        self.link.store(Link::CLOSING.0, Ordering::Release);
+        self.link.store(BackendSocket::CLOSING.0, Ordering::Release);
     }
 
-    fn link(&self) -> Link {
-        Link(self.link.load(Ordering::Acquire))
+    fn link(&self) -> BackendSocket {
+        BackendSocket(self.link.load(Ordering::Acquire))
     }
 
     pub fn phase(&self) -> Phase {
         match self.link() {
             _ if self.must_end().is_some() => Phase::Closing,
-            Link::CONNECTING => Phase::Connecting,
-            Link::CLOSING => Phase::Closing,
-            Link(_) => Phase::Relaying,
+            BackendSocket::CONNECTING => Phase::Connecting,
+            BackendSocket::CLOSING => Phase::Closing,
+            BackendSocket(_) => Phase::Relaying,
         }
     }
 

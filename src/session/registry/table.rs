@@ -13,7 +13,7 @@ pub(super) struct Table(Mutex<Slab<Arc<Session>>>);
 
 /// How far a look at all sessions has come.
 #[derive(Debug, Default)]
-pub struct Position {
+pub struct TablePosition {
     pub(super) table: usize,
     pub(super) slot: usize,
 }

@@ -35,12 +35,12 @@ pub fn never_forbid_fragments(socket: impl AsFd, v6: bool) -> io::Result<()> {
 /// Datagrams that the kernel has dropped because the receive buffer was full, since the socket was
 /// made, and the few with a wrong checksum. The counter has 32 bits and wraps.
 pub fn drops(socket: impl AsFd) -> io::Result<u64> {
-    let facts: [u32; FACTS] = get(&socket, libc::SOL_SOCKET, libc::SO_MEMINFO)?;
-    Ok(facts[DROPS].into())
+    let memory: [u32; MEMORY_FIELDS] = get(&socket, libc::SOL_SOCKET, libc::SO_MEMINFO)?;
+    Ok(memory[DROPS].into())
 }
 
 /// How many numbers SO_MEMINFO has, and which of them are the drops (SK_MEMINFO_DROPS).
-const FACTS: usize = 9;
+const MEMORY_FIELDS: usize = 9;
 const DROPS: usize = 8;
 
 /// Sets the size, or what is allowed of it: CAP_NET_ADMIN is needed beyond the system's limit.

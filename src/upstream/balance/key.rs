@@ -5,9 +5,9 @@ use smallvec::SmallVec;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Long enough for two addresses as text: a key is made without allocating.
-pub(super) type Key = SmallVec<[u8; 96]>;
+pub(super) type KeyBytes = SmallVec<[u8; 96]>;
 
-/// The facts of a session that a key may consist of.
+/// The properties of a session that a key may consist of.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HashInput {
     /// `None`, here and below: a client on a unix socket.
@@ -25,8 +25,8 @@ impl HashInput {
         !self.key(key).is_empty()
     }
 
-    pub(super) fn key(&self, key: &HashKey) -> Key {
-        let mut out = Key::new();
+    pub(super) fn key(&self, key: &HashKey) -> KeyBytes {
+        let mut out = KeyBytes::new();
         for part in &key.0 {
             match part {
                 KeyPart::Text(text) => out.extend_from_slice(text.as_bytes()),
@@ -36,7 +36,7 @@ impl HashInput {
         out
     }
 
-    fn append(&self, variable: Variable, out: &mut Key) {
+    fn append(&self, variable: Variable, out: &mut KeyBytes) {
         match (variable, self.remote_addr) {
             // Clients on a unix socket have no address; nginx calls them all `unix:`, and so do we.
             (Variable::RemoteAddr | Variable::BinaryRemoteAddr, None) => {
@@ -62,14 +62,14 @@ impl HashInput {
 
 // Printed by hand: the formatter of the standard library takes longer than all the rest of a pick.
 
-fn print_ip(out: &mut Key, ip: IpAddr) {
+fn print_ip(out: &mut KeyBytes, ip: IpAddr) {
     match ip {
         IpAddr::V4(ip) => print_v4(out, ip),
         IpAddr::V6(ip) => print_v6(out, ip),
     }
 }
 
-fn print_v4(out: &mut Key, ip: Ipv4Addr) {
+fn print_v4(out: &mut KeyBytes, ip: Ipv4Addr) {
     for (i, octet) in ip.octets().into_iter().enumerate() {
         if i > 0 {
             out.push(b'.');
@@ -78,7 +78,7 @@ fn print_v4(out: &mut Key, ip: Ipv4Addr) {
     }
 }
 
-fn print_v6(out: &mut Key, ip: Ipv6Addr) {
+fn print_v6(out: &mut KeyBytes, ip: Ipv6Addr) {
     if let Some(mapped) = ip.to_ipv4_mapped() {
         out.extend_from_slice(b"::ffff:");
         return print_v4(out, mapped);
@@ -127,13 +127,13 @@ fn longest_zeros(groups: &[u16; 8]) -> (usize, usize) {
     (from, len)
 }
 
-fn print_port(out: &mut Key, port: Option<u16>) {
+fn print_port(out: &mut KeyBytes, port: Option<u16>) {
     if let Some(port) = port {
         print_number(out, port);
     }
 }
 
-fn print_number(out: &mut Key, number: u16) {
+fn print_number(out: &mut KeyBytes, number: u16) {
     let digit = |unit: u16| b'0' + (number / unit % 10) as u8;
     for unit in [10_000, 1_000, 100, 10] {
         if number >= unit {
@@ -143,7 +143,7 @@ fn print_number(out: &mut Key, number: u16) {
     out.push(digit(1));
 }
 
-fn print_hex(out: &mut Key, number: u16) {
+fn print_hex(out: &mut KeyBytes, number: u16) {
     let digit = |shift: u16| b"0123456789abcdef"[usize::from(number >> shift & 15)];
     for shift in [12, 8, 4] {
         if number >> shift > 0 {
@@ -206,8 +206,8 @@ mod tests {
             v6 in proptest::array::uniform8(prop_oneof![Just(0u16), Just(0xffff), any::<u16>()]),
             port in any::<u16>(),
         ) {
-            let text = |print: &dyn Fn(&mut Key)| {
-                let mut out = Key::new();
+            let text = |print: &dyn Fn(&mut KeyBytes)| {
+                let mut out = KeyBytes::new();
                 print(&mut out);
                 String::from_utf8_lossy(&out).into_owned()
             };

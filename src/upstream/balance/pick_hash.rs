@@ -7,7 +7,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// A backend, or one of its addresses, as far as picks depend on it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Target {
+pub struct PickTarget {
     /// As configured.
     pub text: String,
     /// Where its sessions go; empty where that does not count.
@@ -28,14 +28,14 @@ pub enum Readiness {
 /// Everything that can be picked, in the order of the configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Targets {
-    pub regular: Vec<Target>,
-    pub backups: Vec<Target>,
+    pub regular: Vec<PickTarget>,
+    pub backups: Vec<PickTarget>,
     /// [`super::Balancer::ties`].
     pub ties: u64,
 }
 
 impl Targets {
-    pub fn add(&mut self, is_backup: bool, target: Target) {
+    pub fn add(&mut self, is_backup: bool, target: PickTarget) {
         match is_backup {
             true => self.backups.push(target),
             false => self.regular.push(target),
@@ -74,8 +74,8 @@ fn hash(text: &str) -> String {
 }
 
 /// Those that take part, as the policy sees them.
-fn in_order<'a>(balance: &Balance, targets: &'a [Target]) -> Vec<&'a Target> {
-    let mut targets: Vec<&Target> = match balance {
+fn in_order<'a>(balance: &Balance, targets: &'a [PickTarget]) -> Vec<&'a PickTarget> {
+    let mut targets: Vec<&PickTarget> = match balance {
         // A point of one that is away leads on to the next, as if there were none.
         Balance::ConsistentHash(..) => usable(targets),
         // It keeps its slots, or its share of the hashes.
@@ -89,8 +89,8 @@ fn in_order<'a>(balance: &Balance, targets: &'a [Target]) -> Vec<&'a Target> {
     targets
 }
 
-fn usable(targets: &[Target]) -> Vec<&Target> {
-    let is_usable = |t: &&Target| t.weight > 0 && t.readiness != Readiness::Away;
+fn usable(targets: &[PickTarget]) -> Vec<&PickTarget> {
+    let is_usable = |t: &&PickTarget| t.weight > 0 && t.readiness != Readiness::Away;
     targets.iter().filter(is_usable).collect()
 }
 
@@ -118,8 +118,8 @@ fn policy(balance: &Balance, ties: u64) -> String {
 }
 
 /// Quoted, so that no text can end early.
-fn write_targets(text: &mut String, group: &str, targets: &[&Target]) {
-    for Target {
+fn write_targets(text: &mut String, group: &str, targets: &[&PickTarget]) {
+    for PickTarget {
         text: name,
         addr,
         weight,
@@ -146,8 +146,8 @@ mod tests {
     use proptest::prelude::*;
     use std::net::{IpAddr, Ipv4Addr};
 
-    fn target(text: &str, weight: u32, readiness: Readiness) -> Target {
-        Target {
+    fn target(text: &str, weight: u32, readiness: Readiness) -> PickTarget {
+        PickTarget {
             text: text.to_owned(),
             addr: text.to_owned(),
             weight,
@@ -162,7 +162,7 @@ mod tests {
         targets: Vec<(u8, u32, bool)>,
     }
 
-    struct States<'a>(&'a [Target]);
+    struct States<'a>(&'a [PickTarget]);
 
     impl Candidates for States<'_> {
         fn share(&self, i: usize) -> u32 {
@@ -189,7 +189,7 @@ mod tests {
                 };
                 target(&format!("10.0.0.{name}:1"), *weight, readiness)
             });
-            let regular: Vec<Target> = targets.collect();
+            let regular: Vec<PickTarget> = targets.collect();
             let entries: Vec<Entry<'_>> = regular.iter().map(entry).collect();
             Targets {
                 ties: Balancer::new(&self.balance, &entries, &[]).ties(),
@@ -218,7 +218,7 @@ mod tests {
         }
     }
 
-    fn entry(target: &Target) -> Entry<'_> {
+    fn entry(target: &PickTarget) -> Entry<'_> {
         Entry {
             text: &target.text,
             weight: target.weight,
@@ -277,7 +277,7 @@ mod tests {
     #[test]
     fn what_changes_no_pick_changes_no_hash() {
         use Readiness::{Away, Ready};
-        let hashes = |balance: &Balance, regular: Vec<Target>| {
+        let hashes = |balance: &Balance, regular: Vec<PickTarget>| {
             let targets = Targets {
                 regular,
                 ..Targets::default()
@@ -292,7 +292,7 @@ mod tests {
         let away = target("c:1", 1, Away);
         let none = target("d:1", 0, Ready);
         let ring = Balance::ConsistentHash(HashKey::default(), None);
-        let of = |targets: &[&Target]| targets.iter().map(|t| (*t).clone()).collect::<Vec<_>>();
+        let of = |targets: &[&PickTarget]| targets.iter().map(|t| (*t).clone()).collect::<Vec<_>>();
         let whole = hashes(&ring, of(&[&a, &b, &c]));
         assert_eq!(hashes(&ring, of(&[&c, &a, &none, &b])), whole);
         assert_ne!(hashes(&ring, of(&[&a, &b])), whole);

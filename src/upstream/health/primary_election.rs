@@ -10,7 +10,7 @@ use std::{fmt, time::Instant};
 
 /// A server claims to be the primary.
 #[derive(Debug, Clone, Copy)]
-pub struct Claim<'a> {
+pub struct PrimaryClaim<'a> {
     /// Since when it has claimed it without a break; `None`: it does not at this moment.
     pub role_since: Option<Instant>,
     pub epoch: Option<&'a Epoch>,
@@ -38,8 +38,8 @@ pub enum Standing {
 }
 
 /// Where nothing else decides, the first claim is believed.
-pub fn standings(claims: &[Claim<'_>]) -> Vec<Standing> {
-    let newer = |one: &Claim<'_>, other: &Claim<'_>| match (one.epoch, other.epoch) {
+pub fn standings(claims: &[PrimaryClaim<'_>]) -> Vec<Standing> {
+    let newer = |one: &PrimaryClaim<'_>, other: &PrimaryClaim<'_>| match (one.epoch, other.epoch) {
         (Some(one), Some(other)) => one.is_newer_than(other) && !other.is_newer_than(one),
         _ => false,
     };
@@ -54,7 +54,7 @@ pub fn standings(claims: &[Claim<'_>]) -> Vec<Standing> {
         .filter(|(i, claim)| claim.answers && superseded(*i).is_none())
         .min_by_key(|(_, claim)| (claim.role_since.is_none(), claim.role_since))
         .map(|(i, _)| i);
-    let standing = |(i, claim): (usize, &Claim<'_>)| match (superseded(i), best) {
+    let standing = |(i, claim): (usize, &PrimaryClaim<'_>)| match (superseded(i), best) {
         (Some(by), _) => Standing::Superseded { by },
         _ if !claim.answers => Standing::Silent,
         (None, Some(best)) if servers[i] == servers[best] => Standing::Believed,
@@ -65,7 +65,7 @@ pub fn standings(claims: &[Claim<'_>]) -> Vec<Standing> {
 }
 
 /// How many different servers make these claims.
-pub fn count_servers(claims: &[Claim<'_>]) -> usize {
+pub fn count_servers(claims: &[PrimaryClaim<'_>]) -> usize {
     let servers = number_servers(claims);
     let is_first = |(i, server): (usize, &usize)| i == *server;
     servers
@@ -77,7 +77,7 @@ pub fn count_servers(claims: &[Claim<'_>]) -> usize {
 
 /// For each claim the first one of the same server. Two claims that are the same as a third are the
 /// same: one of two addresses may not have been checked since the server was restarted.
-fn number_servers(claims: &[Claim<'_>]) -> Vec<usize> {
+fn number_servers(claims: &[PrimaryClaim<'_>]) -> Vec<usize> {
     let mut servers: Vec<usize> = (0..claims.len()).collect();
     for i in 1..claims.len() {
         for n in 0..i {
@@ -95,8 +95,8 @@ fn number_servers(claims: &[Claim<'_>]) -> Vec<usize> {
 
 /// Whether both are one server, reached in two ways. A Redis that is promoted gives its data a new
 /// name, so no two primaries have the same.
-fn is_same<'a>(one: &Claim<'a>, other: &Claim<'a>) -> bool {
-    let data = |claim: &Claim<'a>| match claim.epoch {
+fn is_same<'a>(one: &PrimaryClaim<'a>, other: &PrimaryClaim<'a>) -> bool {
+    let data = |claim: &PrimaryClaim<'a>| match claim.epoch {
         Some(Epoch::Replication { id, .. }) => Some(id),
         Some(Epoch::Timeline(_)) | None => None,
     };
@@ -143,8 +143,8 @@ mod tests {
         addr: &'a Addr,
         role_since: Option<Instant>,
         epoch: Option<&'a Epoch>,
-    ) -> Claim<'a> {
-        Claim {
+    ) -> PrimaryClaim<'a> {
+        PrimaryClaim {
             role_since,
             epoch,
             addr,
@@ -190,7 +190,7 @@ mod tests {
             assert_eq!(standings(&[old, new]), [Superseded { by: 1 }, Believed]);
             // Nor does it help that the other one has died since. One that died and has proven
             // nothing is forgotten.
-            let dead = |claim| Claim {
+            let dead = |claim| PrimaryClaim {
                 answers: false,
                 ..claim
             };
@@ -199,7 +199,7 @@ mod tests {
                 standings(&[dead(old), new]),
                 [Superseded { by: 1 }, Believed]
             );
-            let unproven = Claim { epoch: None, ..new };
+            let unproven = PrimaryClaim { epoch: None, ..new };
             assert_eq!(standings(&[old, dead(unproven)]), [Believed, Silent]);
         }
         // Both descend from what is gone: no proof.
@@ -240,7 +240,7 @@ mod tests {
         let now = Instant::now();
         let addresses = addresses();
         let (old, new) = (Epoch::Timeline(1), Epoch::Timeline(2));
-        let at = |n: usize, server, epoch| Claim {
+        let at = |n: usize, server, epoch| PrimaryClaim {
             server,
             ..claim(&addresses[n], Some(now), Some(epoch))
         };
@@ -305,9 +305,9 @@ mod tests {
         ) {
             let began = Instant::now();
             let addresses = addresses();
-            let claims: Vec<Claim<'_>> = claims
+            let claims: Vec<PrimaryClaim<'_>> = claims
                 .iter()
-                .map(|(role_since, epoch, answers, address, server)| Claim {
+                .map(|(role_since, epoch, answers, address, server)| PrimaryClaim {
                     role_since: role_since.map(|s| began + Duration::from_secs(s)),
                     epoch: epoch.as_ref(),
                     addr: &addresses[*address],
@@ -335,7 +335,7 @@ mod tests {
                     Doubtful { believed } => {
                         prop_assert_eq!(standings[*believed], Believed);
                         // Its claim is no older than the one that is believed.
-                        let of = |c: &Claim<'_>| (c.role_since.is_none(), c.role_since);
+                        let of = |c: &PrimaryClaim<'_>| (c.role_since.is_none(), c.role_since);
                         prop_assert!(of(&claims[*believed]) <= of(claim));
                     }
                     Superseded { by } => {
@@ -345,7 +345,7 @@ mod tests {
                     Silent => prop_assert!(!claim.answers),
                 }
             }
-            let is_candidate = |(standing, claim): (&Standing, &Claim<'_>)| {
+            let is_candidate = |(standing, claim): (&Standing, &PrimaryClaim<'_>)| {
                 claim.answers && !matches!(standing, Superseded { .. })
             };
             let candidate = standings.iter().zip(&claims).any(is_candidate);

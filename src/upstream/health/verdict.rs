@@ -34,7 +34,7 @@ pub enum Verdict {
 
 /// A change of the verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Change {
+pub struct VerdictChange {
     pub from: Verdict,
     pub to: Verdict,
     /// From the first result against the old verdict until the change.
@@ -70,7 +70,7 @@ pub struct Runs {
 
 /// How far results have come on the way to another verdict.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Progress {
+pub struct VerdictProgress {
     pub has_result: bool,
     pub last_role: Option<CheckResult>,
     pub runs: Runs,
@@ -130,7 +130,7 @@ impl Judge {
     }
 
     /// Goes on where another one has stopped.
-    pub fn resume(rule: RiseFall, verdict: Verdict, progress: Progress) -> Self {
+    pub fn resume(rule: RiseFall, verdict: Verdict, progress: VerdictProgress) -> Self {
         Self {
             rule,
             verdict,
@@ -141,8 +141,8 @@ impl Judge {
         }
     }
 
-    pub fn progress(&self) -> Progress {
-        Progress {
+    pub fn progress(&self) -> VerdictProgress {
+        VerdictProgress {
             has_result: self.has_result,
             last_role: self.last_role,
             runs: self.runs,
@@ -155,7 +155,7 @@ impl Judge {
         self.doubted_since.is_some() || !self.has_result
     }
 
-    pub fn record(&mut self, result: CheckResult, now: Instant) -> Option<Change> {
+    pub fn record(&mut self, result: CheckResult, now: Instant) -> Option<VerdictChange> {
         // The check could not be made.
         if result == CheckResult::Local {
             return None;
@@ -177,7 +177,7 @@ impl Judge {
             }
             // It was an assumption; from now on it has its reason.
             let from = std::mem::replace(&mut self.verdict, outcome);
-            return (from != outcome).then_some(Change {
+            return (from != outcome).then_some(VerdictChange {
                 from,
                 to: outcome,
                 doubted_for: Duration::ZERO,
@@ -190,7 +190,7 @@ impl Judge {
         }
         let from = std::mem::replace(&mut self.verdict, outcome);
         self.doubted_since = None;
-        Some(Change {
+        Some(VerdictChange {
             from,
             to: outcome,
             doubted_for: now.saturating_duration_since(since),

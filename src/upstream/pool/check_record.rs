@@ -2,7 +2,7 @@
 
 use crate::{
     plan::reason::CheckResult,
-    upstream::health::{Change, Epoch, Evidence, Finding, Progress, Verdict},
+    upstream::health::{Epoch, Evidence, Finding, Verdict, VerdictChange, VerdictProgress},
 };
 use std::time::{Duration, Instant};
 
@@ -33,9 +33,9 @@ pub(super) struct CheckRecord {
     pub(super) is_stale: bool,
     pub(super) evidence: PrimaryEvidence,
     /// Of the checks up to the last.
-    pub(super) progress: Progress,
+    pub(super) progress: VerdictProgress,
     /// Where the checks of another process have stopped, until those of this one go on.
-    pub(super) handed: Option<Progress>,
+    pub(super) handed: Option<VerdictProgress>,
 }
 
 /// What speaks for an endpoint where there is to be one primary.
@@ -79,7 +79,7 @@ impl CheckRecord {
             last_conclusive: now,
             is_stale: false,
             evidence: PrimaryEvidence::default(),
-            progress: Progress::default(),
+            progress: VerdictProgress::default(),
             handed: None,
         }
     }
@@ -89,7 +89,7 @@ impl CheckRecord {
     pub(super) fn record(
         &mut self,
         checked: Checked,
-        change: Option<Change>,
+        change: Option<VerdictChange>,
         sign: Evidence,
         now: Instant,
     ) -> bool {

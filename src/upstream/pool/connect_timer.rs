@@ -17,7 +17,7 @@ use std::{
 /// to the backend's. The time before a client sends its request is not the backend's: connection
 /// pools connect long before.
 #[derive(Debug)]
-pub struct Clock {
+pub struct ConnectTimer {
     pool: Arc<Pool>,
     backend: Arc<Backend>,
     of: TimeOf,
@@ -28,7 +28,7 @@ pub struct Clock {
     connected: Option<Instant>,
 }
 
-impl Clock {
+impl ConnectTimer {
     /// `None`: the policy does not compare times.
     pub fn start(pool: &Arc<Pool>, backend: &Arc<Backend>, now: Instant) -> Option<Box<Self>> {
         let of = pool.compares()?;
@@ -104,7 +104,7 @@ impl Clock {
     }
 }
 
-impl Drop for Clock {
+impl Drop for ConnectTimer {
     fn drop(&mut self) {
         if self.since.is_some() {
             let now = Instant::now();

@@ -14,7 +14,7 @@ use crate::{
     upstream::{
         backend::Backend,
         health::{
-            Change, Claim, Epoch, Evidence, FailureOf, Standing, Supersedes, Verdict,
+            VerdictChange, PrimaryClaim, Epoch, Evidence, FailureOf, Standing, Supersedes, Verdict,
             count_servers, standings,
         },
     },
@@ -160,7 +160,7 @@ impl Pool {
         &self,
         backend: &Backend,
         checked: Checked,
-        change: Option<Change>,
+        change: Option<VerdictChange>,
         now: Instant,
     ) -> bool {
         let mut inner = self.lock();
@@ -422,7 +422,7 @@ impl Inner {
         };
         let all = 0..endpoints.len();
         let claiming: Vec<usize> = all.filter(|i| claims(&endpoints[*i])).collect();
-        let claims: Vec<Claim<'_>> = claiming
+        let claims: Vec<PrimaryClaim<'_>> = claiming
             .iter()
             .map(|i| {
                 let endpoint = &endpoints[*i];

@@ -6,7 +6,7 @@ use crate::{
     upstream::{
         backend::Backend,
         balance::Average,
-        health::{Change, Claim, Evidence, FailRule, Passive, Verdict},
+        health::{VerdictChange, PrimaryClaim, Evidence, FailRule, Passive, Verdict},
     },
 };
 use std::{
@@ -117,7 +117,7 @@ impl Endpoint {
     pub(super) fn record_check(
         &mut self,
         checked: Checked,
-        change: Option<Change>,
+        change: Option<VerdictChange>,
         sign: Evidence,
         now: Instant,
     ) -> bool {
@@ -134,9 +134,9 @@ impl Endpoint {
     }
 
     /// Its claim to be the primary; `answers`: whether it can be believed now.
-    pub(super) fn claim(&self, answers: bool) -> Claim<'_> {
+    pub(super) fn claim(&self, answers: bool) -> PrimaryClaim<'_> {
         let evidence = &self.check.evidence;
-        Claim {
+        PrimaryClaim {
             role_since: evidence.role_since,
             epoch: evidence.epoch.as_ref(),
             addr: &self.backend.addr,

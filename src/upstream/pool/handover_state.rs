@@ -21,7 +21,7 @@ use crate::{
     upstream::{
         backend::Backend,
         balance::{Average, RotationWeight},
-        health::{Epoch, Finding, Lag, Passive, Progress, Runs, Verdict},
+        health::{Epoch, Finding, Lag, Passive, Runs, Verdict, VerdictProgress},
     },
 };
 use ahash::HashMap;
@@ -115,12 +115,12 @@ impl Pool {
     }
 
     /// Where the checks of another process have stopped; once.
-    pub fn take_handed_progress(&self, backend: &Backend) -> Option<Progress> {
+    pub fn take_handed_progress(&self, backend: &Backend) -> Option<VerdictProgress> {
         self.lock().find(backend)?.check.handed.take()
     }
 
     /// How far the checks of this address have come on the way to another verdict.
-    pub fn note_progress(&self, backend: &Backend, progress: Progress) {
+    pub fn note_progress(&self, backend: &Backend, progress: VerdictProgress) {
         if let Some(endpoint) = self.lock().find(backend) {
             endpoint.check.progress = progress;
         }
@@ -469,7 +469,7 @@ fn checked(record: &LastCheckRecord, now: Instant) -> Option<Checked> {
     })
 }
 
-fn judge_record(progress: Progress) -> JudgeRecord {
+fn judge_record(progress: VerdictProgress) -> JudgeRecord {
     let Runs {
         good,
         failed,
@@ -484,9 +484,9 @@ fn judge_record(progress: Progress) -> JudgeRecord {
     }
 }
 
-fn progress(record: &JudgeRecord, now: Instant) -> Progress {
+fn progress(record: &JudgeRecord, now: Instant) -> VerdictProgress {
     let [good, failed, alive, poor] = record.runs;
-    Progress {
+    VerdictProgress {
         has_result: record.has_result,
         last_role: record.last_role.as_deref().and_then(result_of),
         runs: Runs {

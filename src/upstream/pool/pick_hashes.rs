@@ -2,7 +2,7 @@
 
 use super::{Inner, Pool, endpoint::Endpoint, endpoint_admission::Admission};
 use crate::upstream::{
-    balance::{FULL, Readiness, Target, Targets, numbered},
+    balance::{FULL, PickTarget, Readiness, Targets, numbered},
     pool::endpoint_admission::Bar,
 };
 use std::time::Instant;
@@ -50,7 +50,7 @@ impl Inner {
             };
             targets.add(
                 plan.backup,
-                Target {
+                PickTarget {
                     text: plan.text.clone(),
                     addr: String::new(),
                     weight: self.configured[i].weight(),
@@ -71,7 +71,7 @@ impl Inner {
         for endpoint in &self.endpoints {
             targets.add(
                 endpoint.config.is_backup,
-                Target {
+                PickTarget {
                     text: endpoint.backend.text().to_string(),
                     addr: endpoint.backend.addr.to_string(),
                     weight: endpoint.config.weight,

@@ -22,7 +22,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 /// A backend as status and metrics show it.
 #[derive(Debug)]
-pub struct Snapshot {
+pub struct EndpointSnapshot {
     pub metrics: Arc<BackendMetrics>,
     /// The one in effect.
     pub weight: u32,
@@ -65,7 +65,7 @@ pub struct Snapshot {
 
 impl Pool {
     /// All configured backends as they are now, then those that were removed and have sessions.
-    pub fn snapshot(&self, now: Instant) -> Vec<Snapshot> {
+    pub fn snapshot(&self, now: Instant) -> Vec<EndpointSnapshot> {
         let mut inner = self.lock();
         inner.halve_if_due(now);
         inner.review_if_due(now);
@@ -103,11 +103,11 @@ impl Pool {
     }
 
     /// `endpoints`: of one backend, at least one.
-    fn snapshot_of_removed(&self, endpoints: &[&Endpoint]) -> Snapshot {
+    fn snapshot_of_removed(&self, endpoints: &[&Endpoint]) -> EndpointSnapshot {
         let first = endpoints[0];
         let checks = || endpoints.iter().filter_map(|e| e.check.last.as_ref());
         let failures = endpoints.iter().filter_map(|e| e.passive.last_failure());
-        Snapshot {
+        EndpointSnapshot {
             metrics: Arc::clone(&first.backend.metrics),
             weight: 0,
             weight_in_file: 0,
@@ -135,7 +135,7 @@ impl Pool {
         }
     }
 
-    fn snapshot_of(&self, inner: &Inner, of: usize, now: Instant) -> Snapshot {
+    fn snapshot_of(&self, inner: &Inner, of: usize, now: Instant) -> EndpointSnapshot {
         let configured = &inner.configured[of];
         let endpoints: SmallVec<[&Endpoint; 4]> =
             inner.endpoints[inner.index.range(of)].iter().collect();
@@ -152,7 +152,7 @@ impl Pool {
         let last_checks = || checks().filter_map(|check| check.last.as_ref());
         let is_least_time = matches!(self.balance, Balance::LeastTime(_));
         let averages = endpoints.iter().map(|e| e.latency.seconds);
-        Snapshot {
+        EndpointSnapshot {
             metrics: Arc::clone(&configured.metrics),
             weight: configured.weight(),
             weight_in_file: plan.weight,

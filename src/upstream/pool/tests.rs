@@ -12,7 +12,7 @@ use crate::{
         SessionAction, Target, Upstream, reason::CheckResult,
     },
     telemetry::metrics::Exporter,
-    upstream::health::{Change, Epoch, FailureOf, Finding, Lag},
+    upstream::health::{VerdictChange, Epoch, FailureOf, Finding, Lag},
 };
 use std::{net::SocketAddr, time::Duration};
 
@@ -154,7 +154,7 @@ fn proven_verdict(
         },
         transcript: String::new(),
     };
-    let change = Change {
+    let change = VerdictChange {
         from: Verdict::Up,
         to,
         doubted_for: Duration::ZERO,

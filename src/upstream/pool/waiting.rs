@@ -42,7 +42,7 @@ pub struct Waiting {
 
 /// How the wait of a session goes.
 #[derive(Debug)]
-pub enum Progress {
+pub enum WaitProgress {
     Served(Box<Served>),
     /// It has waited for as long as it may. `has_limit`: whether it may wait for what it lacks by
     /// now.
@@ -122,7 +122,7 @@ impl Pool {
 
 impl Waiting {
     /// The waker is that of the task, for the time until the next poll.
-    pub fn poll(&mut self, waker: &Waker, now: Instant) -> Progress {
+    pub fn poll(&mut self, waker: &Waker, now: Instant) -> WaitProgress {
         let pool = Arc::clone(&self.pool);
         let mut inner = pool.lock();
         if let Some((backend, _)) = self.own.take_if(|(_, until)| now >= *until) {
@@ -132,7 +132,7 @@ impl Waiting {
         if let Some(mut served) = inner.line.take_served(self.ticket) {
             self.end(served.lacked, WaitResult::Served, now);
             served.waited = self.waited(now);
-            return Progress::Served(Box::new(served));
+            return WaitProgress::Served(Box::new(served));
         }
         let own = self.own.map(|(backend, _)| backend);
         let Some(waiter) = inner.line.find(self.ticket, own) else {
@@ -143,7 +143,7 @@ impl Waiting {
         if now < deadline {
             waiter.wake_by(waker);
             let until = self.own.map_or(deadline, |(_, until)| until.min(deadline));
-            return Progress::Pending(until);
+            return WaitProgress::Pending(until);
         }
         inner.line.leave(self.ticket, own);
         inner.note_left(now);
@@ -153,8 +153,8 @@ impl Waiting {
         self.ended(lacks, has_limit, now)
     }
 
-    fn ended(&self, lacks: Shortage, has_limit: bool, now: Instant) -> Progress {
-        Progress::Ended {
+    fn ended(&self, lacks: Shortage, has_limit: bool, now: Instant) -> WaitProgress {
+        WaitProgress::Ended {
             lacks,
             has_limit,
             waited: self.waited(now),

@@ -20,12 +20,12 @@ use tokio::sync::oneshot;
 #[derive(Debug)]
 pub struct Departure {
     pub state: SessionState,
-    pub answer: oneshot::Sender<Answer>,
+    pub answer: oneshot::Sender<HandoverAnswer>,
 }
 
 /// What the other process says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Answer {
+pub enum HandoverAnswer {
     /// It has the session: this process must not touch it any more.
     Taken,
     Refused,
@@ -48,25 +48,25 @@ pub(in crate::proxy::tcp) async fn hand_over(
     client: &Stream,
     opened: &Opened,
     relay: Box<RelayState>,
-) -> Answer {
+) -> HandoverAnswer {
     let answer = match describe(permits, client, opened, *relay) {
         Ok(state) => match offer(state) {
-            Some(answer) => answer.await.unwrap_or(Answer::Refused),
-            None => Answer::Refused,
+            Some(answer) => answer.await.unwrap_or(HandoverAnswer::Refused),
+            None => HandoverAnswer::Refused,
         },
         Err(error) => {
             tracing::debug!(session = permits.session().id, %error, "cannot hand over a session");
-            Answer::Refused
+            HandoverAnswer::Refused
         }
     };
-    if answer == Answer::Refused {
+    if answer == HandoverAnswer::Refused {
         permits.session().stay();
     }
     answer
 }
 
 /// `None`: there is no process that takes it.
-fn offer(state: SessionState) -> Option<oneshot::Receiver<Answer>> {
+fn offer(state: SessionState) -> Option<oneshot::Receiver<HandoverAnswer>> {
     let (answer, answered) = oneshot::channel();
     let sent = EXIT.with_borrow(|exit| exit.as_ref()?.send(Departure { state, answer }).ok());
     sent.map(|()| answered)

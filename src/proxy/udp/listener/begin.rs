@@ -2,14 +2,14 @@
 
 use super::{
     super::{
-        flow::{self, Flow, Link},
+        flow::{self, Flow, FlowSocket},
         header,
         port::{PortUse, PortUsers},
         table::Key,
         token::Token,
     },
     Listener, NotBegun, Start, client_of,
-    wait::{Beginning, Candidate, WaitsFor},
+    wait::{AdmittedFlow, Candidate, WaitsFor},
 };
 use crate::{
     plan::{
@@ -25,10 +25,10 @@ use crate::{
         service::Call,
         summary::{Attempt, RefusedSession, Summary, Unserved},
     },
-    telemetry::access_log::AccessLog,
+    telemetry::access_log::AccessLogWriter,
     upstream::{
         backend::Lease,
-        pool::{Clock, Search, Waiting},
+        pool::{ConnectTimer, Search, Waiting},
     },
 };
 use rustix::event::epoll::EventFlags;
@@ -43,7 +43,7 @@ use std::{
 struct Opened {
     socket: UdpSocket,
     lease: Lease,
-    clock: Option<Box<Clock>>,
+    clock: Option<Box<ConnectTimer>>,
 }
 
 enum NotOpened {
@@ -94,7 +94,7 @@ impl Listener {
                 Some(given.unwrap_or_else(|| self.encode_header(&key, tlvs)))
             }
         };
-        let beginning = Beginning {
+        let beginning = AdmittedFlow {
             key,
             port,
             permits,
@@ -115,7 +115,7 @@ impl Listener {
     pub(super) fn find_backend(
         &mut self,
         context: &mut Context,
-        mut beginning: Beginning,
+        mut beginning: AdmittedFlow,
         candidate: Candidate,
     ) -> Result<u32, NotBegun> {
         // Every change from here on may concern the backend that is picked.
@@ -135,7 +135,7 @@ impl Listener {
                 });
             }
         };
-        let Beginning {
+        let AdmittedFlow {
             key,
             port,
             permits,
@@ -149,7 +149,7 @@ impl Listener {
             clock,
         } = opened;
         let serial = context.next_serial();
-        let link = Link {
+        let link = FlowSocket {
             socket,
             _permit: socket_permit,
         };
@@ -239,7 +239,7 @@ impl Listener {
     /// The access log, for a datagram that begins no flow. The sources of such datagrams may be
     /// forged, so only some in each second get a record: they must not crowd out the records of
     /// sessions.
-    fn refusal_log(&mut self, context: &Context) -> Option<&AccessLog> {
+    fn refusal_log(&mut self, context: &Context) -> Option<&AccessLogWriter> {
         let log = self.service.access_log()?;
         self.refusal_records.take(context.ms).then_some(log)
     }
@@ -266,7 +266,7 @@ impl Listener {
     fn open(
         &self,
         context: &Context,
-        beginning: &mut Beginning,
+        beginning: &mut AdmittedFlow,
         candidate: Candidate,
     ) -> Result<Opened, NotOpened> {
         let (permits, attempts) = (&beginning.permits, &mut beginning.attempts);
@@ -293,7 +293,7 @@ impl Listener {
                 Ok(socket) if search.reached(backend, Duration::ZERO, context.now) => {
                     return Ok(Opened {
                         socket,
-                        clock: Clock::start(&service.pool, backend, context.now),
+                        clock: ConnectTimer::start(&service.pool, backend, context.now),
                         lease,
                     });
                 }

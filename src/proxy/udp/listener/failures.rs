@@ -4,7 +4,7 @@ use super::Listener;
 use crate::{
     plan::{
         Addr,
-        reason::{Cause, CloseReason, Party},
+        reason::{CloseReason, ErrorCause, Party},
     },
     proxy::udp::context::Context,
     session::service::Call,
@@ -72,7 +72,7 @@ impl Listener {
         if self.take_reports(number) {
             return;
         }
-        if Cause::of(error).is_of_backend() {
+        if ErrorCause::of(error).is_of_backend() {
             self.mark_unreachable(number, error);
         }
         let Some(flow) = self.flows.get_mut(number as usize) else {
@@ -95,7 +95,7 @@ impl Listener {
         };
         let backend = flow.lease.backend();
         let reported = read_reports(&flow.link.socket, &backend.addr);
-        let cause = Cause::of(error);
+        let cause = ErrorCause::of(error);
         if let Some(error) = reported.of_backend {
             self.mark_unreachable(number, &error);
             return AfterError::TryAnother { again_here: true };
@@ -134,7 +134,7 @@ fn read_reports(socket: &UdpSocket, backend: &Addr) -> Reported {
             continue;
         }
         reported.of_earlier = true;
-        let is_of_backend = Cause::of_errno(report.errno).is_of_backend()
+        let is_of_backend = ErrorCause::of_errno(report.errno).is_of_backend()
             && report.to.is_some_and(|to| is_at(backend, to));
         if is_of_backend && reported.of_backend.is_none() {
             reported.of_backend = Some(io::Error::from_raw_os_error(report.errno));

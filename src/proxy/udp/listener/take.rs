@@ -3,7 +3,7 @@
 
 use super::{
     super::{
-        flow::{Flow, Link},
+        flow::{Flow, FlowSocket},
         table::{Key, More},
     },
     Listener, Reception,
@@ -25,7 +25,7 @@ use crate::{
     },
     upstream::{
         backend::{Backend, Lease},
-        pool::Clock,
+        pool::ConnectTimer,
     },
 };
 use ahash::AHashMap;
@@ -139,12 +139,13 @@ impl Listener {
         };
         let (permits, permit) =
             admission::admit_continued_flow(&service, &continued, arrival, &context.sockets);
-        let link = Link {
+        let link = FlowSocket {
             socket: UdpSocket::from(socket),
             _permit: permit,
         };
         let has_replies = progress.replies > 0;
-        let clock = (!has_replies).then(|| Clock::start(&service.pool, &backend, context.now));
+        let clock =
+            (!has_replies).then(|| ConnectTimer::start(&service.pool, &backend, context.now));
         permits.session().set_backend(backend.id);
         let attempt = service.access_log().is_some().then(|| Attempt {
             backend: Arc::clone(&backend),
@@ -205,7 +206,7 @@ impl Listener {
         context.late.push_back(Late {
             until: late.until_millis,
             service: Arc::clone(&self.service),
-            link: Link {
+            link: FlowSocket {
                 socket: UdpSocket::from(socket),
                 _permit: permit,
             },

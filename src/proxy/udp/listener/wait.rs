@@ -18,7 +18,7 @@ use crate::{
     },
     upstream::{
         backend::Lease,
-        pool::{Progress, Search, Served, Waiting},
+        pool::{Search, Served, WaitProgress, Waiting},
     },
 };
 use ahash::AHashMap;
@@ -42,7 +42,7 @@ pub(super) struct WaitingFlows {
 }
 
 /// A flow that is admitted, and has no backend yet.
-pub(super) struct Beginning {
+pub(super) struct AdmittedFlow {
     pub(super) key: Key,
     pub(super) port: PortUse,
     pub(super) permits: Permits,
@@ -61,7 +61,7 @@ pub(super) enum Candidate {
 }
 
 struct WaitingFlow {
-    beginning: Beginning,
+    beginning: AdmittedFlow,
     serial: u32,
     waits_for: WaitsFor,
     since: Instant,
@@ -124,9 +124,9 @@ impl WaitingFlow {
             WaitsFor::Backend(waiting) => waiting,
         };
         match waiting.poll(&context.mailbox.waker(token), now) {
-            Progress::Pending(until) => Next::WaitUntil(until),
-            Progress::Served(served) => Next::Serve(served),
-            Progress::Ended {
+            WaitProgress::Pending(until) => Next::WaitUntil(until),
+            WaitProgress::Served(served) => Next::Serve(served),
+            WaitProgress::Ended {
                 lacks,
                 has_limit,
                 waited,
@@ -159,7 +159,7 @@ impl Listener {
     pub(super) fn enter_waiting(
         &mut self,
         context: &mut Context,
-        beginning: Beginning,
+        beginning: AdmittedFlow,
         waits_for: WaitsFor,
     ) -> NotBegun {
         let serial = context.next_serial();

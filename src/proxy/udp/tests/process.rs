@@ -8,15 +8,16 @@ use crate::{
     },
     plan::{self, reason::CloseReason},
     proxy::udp::{
-        Binding, FlowsGiven, GivenListener, Giver, HandOverError, ListenerId, Order, OwnAddresses,
-        PeerWorkers, Port, PortUse, PortUsers, Scope, Taker, Worker, spawn_worker, worker_of,
+        Binding, FlowReceiver, FlowsGiven, GivenListener, Giver, HandOverError, ListenerId, Order,
+        OwnAddresses, PeerWorkers, Port, PortUse, PortUsers, Scope, Worker, spawn_worker,
+        worker_of,
     },
     runtime::{mailbox::Mailbox, time},
     session::{
-        bandwidth::Bandwidth,
+        bandwidth::BandwidthLimits,
         registry::{Descriptors, Sessions},
-        service::{self, Notices, Process as Shared, Service},
-        sockets::Sockets,
+        service::{self, Notices, ProcessContext, Service},
+        sockets::FlowSockets,
     },
     sys::datagram,
     telemetry::metrics::{Exporter, ListenerMetrics},
@@ -159,9 +160,9 @@ impl Process {
         Giver::new(self.mailboxes(), vec![listener], scope, PATIENCE)
     }
 
-    pub(super) fn taker(&self) -> Taker {
+    pub(super) fn taker(&self) -> FlowReceiver {
         let listener = ("l".to_owned(), self.id, self.addresses.to_vec());
-        Taker::new(self.mailboxes(), [listener])
+        FlowReceiver::new(self.mailboxes(), [listener])
     }
 
     pub(super) fn metrics(&self) -> &ListenerMetrics {
@@ -196,7 +197,7 @@ impl Process {
     }
 }
 
-fn serve(workers: usize, keys: &str, backends: &[SocketAddr]) -> (Arc<Service>, Arc<Sockets>) {
+fn serve(workers: usize, keys: &str, backends: &[SocketAddr]) -> (Arc<Service>, Arc<FlowSockets>) {
     let backends: Vec<String> = backends.iter().map(|b| format!("\"{b}\"")).collect();
     let text = format!(
         "[listeners.l]\nbind = \"127.0.0.1:1\"\nprotocol = \"udp\"\nupstream = \"u\"\n{keys}\n\
@@ -221,7 +222,7 @@ fn serve(workers: usize, keys: &str, backends: &[SocketAddr]) -> (Arc<Service>, 
     let listener = plan.listeners[0].clone();
     let metrics = exporter.listener("l");
     let service = Service {
-        bandwidth: Arc::new(Bandwidth::new(Arc::clone(&metrics))),
+        bandwidth: Arc::new(BandwidthLimits::new(Arc::clone(&metrics))),
         metrics,
         per_source: Arc::default(),
         rates: Arc::default(),
@@ -231,7 +232,7 @@ fn serve(workers: usize, keys: &str, backends: &[SocketAddr]) -> (Arc<Service>, 
             ..listener
         },
         pool,
-        process: Arc::new(Shared {
+        process: Arc::new(ProcessContext {
             metrics: Arc::new(exporter.process()),
             sessions: Arc::new(sessions),
             access_logs: Arc::default(),
@@ -243,7 +244,7 @@ fn serve(workers: usize, keys: &str, backends: &[SocketAddr]) -> (Arc<Service>, 
         accepting: Arc::default(),
         intake: Arc::default(),
     };
-    (Arc::new(service), Sockets::new(most, &descriptors))
+    (Arc::new(service), FlowSockets::new(most, &descriptors))
 }
 
 /// Gives all flows of one process to another, over a channel.

@@ -12,7 +12,7 @@ use crate::{
     },
     upstream::{
         balance::HashInput,
-        health::{Change, Finding, Verdict},
+        health::{Finding, Verdict, VerdictChange},
         pool::Checked,
     },
 };
@@ -153,7 +153,7 @@ fn found(pool: &Pool, result: CheckResult, to: Option<Verdict>, began: Instant, 
         finding: Finding::default(),
         transcript: String::new(),
     };
-    let change = to.map(|to| Change {
+    let change = to.map(|to| VerdictChange {
         from: Verdict::Up,
         to,
         doubted_for: Duration::ZERO,

@@ -89,15 +89,15 @@ impl Session {
     fn poll(&mut self, now: Instant) -> Outcome {
         let waiting = self.waiting.as_mut().expect("a session that waits");
         match waiting.poll(Waker::noop(), now) {
-            Progress::Pending(until) => Outcome::Waits(until),
-            Progress::Served(served) => {
+            WaitProgress::Pending(until) => Outcome::Waits(until),
+            WaitProgress::Served(served) => {
                 self.search = served.search;
                 self.position = Some(served.position);
                 self.lease = Some(served.lease);
                 self.waiting = None;
                 Outcome::Served
             }
-            Progress::Ended {
+            WaitProgress::Ended {
                 lacks, has_limit, ..
             } => {
                 self.waiting = None;
@@ -472,10 +472,10 @@ fn wait_for_lease(
     let mut waiting = pool.enter_line(search, lacks, None, false, now)?;
     loop {
         match waiting.poll(waker, Instant::now()) {
-            Progress::Served(served) => return Some(served.lease),
-            Progress::Ended { .. } => return None,
-            Progress::Pending(_) if leaves => return None,
-            Progress::Pending(_) => {
+            WaitProgress::Served(served) => return Some(served.lease),
+            WaitProgress::Ended { .. } => return None,
+            WaitProgress::Pending(_) if leaves => return None,
+            WaitProgress::Pending(_) => {
                 thread::park_timeout(Duration::from_secs(20));
                 if now.elapsed() > Duration::from_secs(20) {
                     late.fetch_add(1, SeqCst);
