@@ -296,7 +296,7 @@ fn complain(text: &str) {
 }
 
 /// To standard output. The error is a whole message.
-fn say(text: &str) -> Result<(), String> {
+fn print(text: &str) -> Result<(), String> {
     written(io::stdout().lock().write_all(text.as_bytes()))
 }
 

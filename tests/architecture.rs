@@ -48,6 +48,33 @@ const PURE: &[&str] = &[
 /// Of a function.
 const MOST_LINES: usize = 100;
 
+/// Parts of names that have stood for several things here, or for persons: the glossary in
+/// CONTRIBUTING.md has the terms to use. `nobody` is not among them, since it is a user.
+const REJECTED: &[&str] = &[
+    "anybody",
+    "bell",
+    "blame",
+    "elsewhere",
+    "everybody",
+    "facts",
+    "gear",
+    "heard",
+    "introduction",
+    "news",
+    "recall",
+    "said",
+    "somebody",
+    "tally",
+    "telling",
+    "told",
+    "who",
+    "whoever",
+    "wish",
+];
+
+/// In comments and documents, where they stand for a socket, a process or a session.
+const PERSONS: &[&str] = &["anybody", "everybody", "nobody", "somebody", "whoever"];
+
 /// What a pure module must not name.
 const ACTS: &[&str] = &[
     "tokio",
@@ -388,6 +415,86 @@ fn comments_end_at_100_columns() {
         }
     }
     assert!(long.is_empty(), "{}", long.join("\n"));
+}
+
+/// `told_of` and `ToldOf` as `told` and `of`.
+fn parts(name: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    for c in name.chars() {
+        if c == '_' || c.is_uppercase() {
+            parts.push(String::new());
+        }
+        if c != '_' {
+            parts.last_mut().expect("one").extend(c.to_lowercase());
+        }
+    }
+    parts
+}
+
+/// All names that a file uses.
+#[derive(Default)]
+struct Identifiers(BTreeSet<String>);
+
+impl<'a> Visit<'a> for Identifiers {
+    fn visit_ident(&mut self, ident: &'a syn::Ident) {
+        self.0.insert(ident.to_string());
+    }
+}
+
+#[test]
+fn names_have_no_rejected_word() {
+    let mut found = BTreeSet::new();
+    for folder in ["src", "tests", "benches", "fuzz"] {
+        for (module, path) in files_below(folder) {
+            let text = fs::read_to_string(path).expect("readable");
+            let mut names = Identifiers::default();
+            names.visit_file(&syn::parse_file(&text).expect("Rust"));
+            for name in names.0 {
+                let words = parts(&name);
+                if words.iter().any(|word| REJECTED.contains(&word.as_str())) {
+                    found.insert(format!("{folder}/{module}: {name}"));
+                }
+            }
+        }
+    }
+    assert!(found.is_empty(), "{}", Vec::from_iter(found).join("\n"));
+}
+
+/// Text in quotes and backticks is that of a program, which may run as the user `nobody`.
+#[test]
+fn comments_and_documents_name_things_and_not_persons() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut texts = Vec::new();
+    for folder in ["src", "tests", "benches", "fuzz"] {
+        texts.extend(files_below(folder).into_values());
+    }
+    for folder in [root.to_path_buf(), root.join("docs"), root.join("conf")] {
+        for entry in fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            let is_text = |e: &std::ffi::OsStr| e == "md" || e == "toml";
+            if path.extension().is_some_and(is_text) {
+                texts.push(path);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for path in texts {
+        let is_code = path.extension().is_some_and(|e| e == "rs");
+        let text = fs::read_to_string(&path).expect("readable");
+        for (number, line) in text.lines().enumerate() {
+            let line = match line.split_once("//") {
+                Some((_, comment)) if is_code => comment,
+                _ if is_code => continue,
+                _ => line,
+            };
+            let plain: String = line.split(['`', '"']).step_by(2).collect();
+            let mut words = plain.split(|c: char| !c.is_alphanumeric());
+            if words.any(|word| PERSONS.contains(&word.to_lowercase().as_str())) {
+                found.push(format!("{}:{}", path.display(), number + 1));
+            }
+        }
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
 #[test]

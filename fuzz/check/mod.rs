@@ -11,7 +11,7 @@ macro_rules! fuzz_check {
     };
 }
 
-/// The checks of this kind with each of these settings in turn, as lines of TOML.
+/// The checks of this kind with each of these settings, as lines of TOML.
 pub fn replays(kind: &str, settings: &[&str]) -> Vec<Replay> {
     let replay = |settings: &&str| {
         let text = format!(

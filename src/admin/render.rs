@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_share_a_document_and_kinds_take_turns() {
+    fn requests_share_a_document_and_kinds_alternate() {
         let mut requests = Requests::default();
         let mut receivers = Vec::new();
         let mut ask_after = |requests: &mut Requests, kind: DocumentKind, after: u64| {

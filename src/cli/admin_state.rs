@@ -2,7 +2,7 @@
 
 use super::{
     client::{AdminClient, At, encode},
-    code, complain, say,
+    code, complain, print,
     sessions::{self, Summary},
 };
 use crate::{
@@ -235,7 +235,7 @@ fn run(
     for target in &which.targets {
         let done = put(&client, target, admin_state, order).and_then(|changes| {
             for change in changes {
-                say(&change_text(&change))?;
+                print(&change_text(&change))?;
                 taken.push(Name {
                     upstream: change.upstream,
                     backend: change.backend,
@@ -269,7 +269,7 @@ fn run_for_node(
         true => format!("{to} already"),
         false => format!("{from} -> {to}"),
     };
-    say(&format!(
+    print(&format!(
         "node: {change}, {}\n",
         counted(done.connections, "session")
     ))?;
@@ -284,7 +284,7 @@ fn run_for_node(
         }
         let sessions = process.connections + process.flows;
         if sessions == 0 {
-            return say("node: no sessions left\n");
+            return print("node: no sessions left\n");
         }
         let Some(rest) = timeout.checked_sub(began.elapsed()) else {
             let sessions = counted(sessions, "session");
@@ -441,7 +441,7 @@ fn look(
             ));
         }
         match goal.progress(backend) {
-            Progress::Done(what) => say(&format!("{name}: {what}\n"))?,
+            Progress::Done(what) => print(&format!("{name}: {what}\n"))?,
             Progress::Pending(what) => pending.push(Pending {
                 sessions: backend.connections,
                 name,

@@ -1,7 +1,7 @@
 //! `tembuku check`: is the configuration valid, and what does it come to?
 
 use super::{
-    code, complain, say,
+    code, complain, print,
     table::{Row, table},
 };
 use crate::{
@@ -16,13 +16,13 @@ use std::{collections::BTreeSet, net::IpAddr, path::Path, process::ExitCode};
 /// The dump or a summary goes to stdout, problems go to stderr.
 pub(super) fn run(path: &Path, dump: bool) -> ExitCode {
     match config::load(path) {
-        Ok(plan) if dump => code(say(&config::dump(&plan))),
+        Ok(plan) if dump => code(print(&config::dump(&plan))),
         Ok(plan) => {
             for listener in &plan.listeners {
                 complain(&foreign_addresses(listener, is_local));
             }
             let summary = summary(&plan);
-            code(say(&format!("{}: ok: {summary}\n", path.display())))
+            code(print(&format!("{}: ok: {summary}\n", path.display())))
         }
         Err(problems) => {
             complain(&problems.to_string());
@@ -60,7 +60,7 @@ pub(super) fn probe(path: &Path) -> ExitCode {
         }
     };
     let failed = probed.iter().filter(|one| one.outcome.is_failure()).count();
-    let written = say(&probed_table(&probed));
+    let written = print(&probed_table(&probed));
     match (written, failed) {
         (Ok(()), 0) => ExitCode::SUCCESS,
         (Ok(()), failed) => {

@@ -1,6 +1,6 @@
 //! `tembuku completions` and `tembuku man`: from the definition of the command line.
 
-use super::{Cli, code, say};
+use super::{Cli, code, print};
 use clap::{Args, CommandFactory as _};
 use clap_complete::Shell;
 use std::{path::PathBuf, process::ExitCode};
@@ -21,7 +21,7 @@ pub(super) struct Man {
 pub(super) fn completions(arguments: &Completions) -> ExitCode {
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut Cli::command(), "tembuku", &mut script);
-    code(say(&String::from_utf8_lossy(&script)))
+    code(print(&String::from_utf8_lossy(&script)))
 }
 
 pub(super) fn man(arguments: &Man) -> ExitCode {
@@ -41,6 +41,6 @@ pub(super) fn man(arguments: &Man) -> ExitCode {
     code(
         result
             .map_err(|e| format!("error: {e}\n"))
-            .and_then(|()| say(&text)),
+            .and_then(|()| print(&text)),
     )
 }

@@ -2,7 +2,7 @@
 
 mod roles;
 
-use super::{complain, say};
+use super::{complain, print};
 use crate::{config, plan::Plan};
 use std::{
     io,
@@ -22,8 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) fn run() -> ExitCode {
     let prepared = prepare().map_err(|why| format!("error: {why}\n"));
-    let said = prepared.and_then(|(plan, what_to_try)| say(&what_to_try).map(|()| plan));
-    match said {
+    let printed = prepared.and_then(|(plan, what_to_try)| print(&what_to_try).map(|()| plan));
+    match printed {
         Ok(plan) => super::run::run(plan, None),
         Err(why) => {
             complain(&why);
@@ -152,19 +152,19 @@ and one in front of two servers of which one is the primary
 
 Try, in another terminal:
 
-  1. The backends take turns:   for i in 1 2 3 4 5 6; do cat < /dev/tcp/{host}/{port}; done
+  1. The backends alternate:   for i in 1 2 3 4 5 6; do cat < /dev/tcp/{host}/{port}; done
                                 (bash; or: nc {host} {port} < /dev/null)
   2. What Prometheus would see: curl -s http://{admin}/metrics
   3. Stop a backend:            echo stop > /dev/tcp/{}/{}
                                 then 1. again: no connect fails, {} is marked down;
                                 it comes back after {away} s
-  4. Flows take turns over UDP: for i in 1 2 3 4; do {{ echo hi >&3; timeout 2 head -n1 <&3; }} \
+  4. Flows alternate over UDP: for i in 1 2 3 4; do {{ echo hi >&3; timeout 2 head -n1 <&3; }} \
 3<> /dev/udp/{udp_host}/{udp_port}; done
                                 (bash; or, each a flow: echo hi | nc -u -w1 {udp_host} {udp_port})
   5. Stop one of those:         echo stop > /dev/udp/{}/{}
                                 then 4. again: its port is closed, and ICMP says so. The datagram
                                 that finds out is lost, all others {} answers;
-                                it comes back after {away} s, and soon takes its turn
+                                it comes back after {away} s, and soon takes sessions
   6. Hold a session:            exec 3<> /dev/tcp/{store_host}/{store_port}; \
 echo who >&3; head -n1 <&3
                                 (bash): it is on the primary, {}
@@ -212,19 +212,19 @@ fn start<S: Send + 'static>(
 ) -> Result<(), String> {
     let serve = move || loop {
         if let Err(e) = serve_until_stopped(socket) {
-            let _ = say(&format!("{name}: {e}\n"));
+            let _ = print(&format!("{name}: {e}\n"));
             return;
         }
-        let _ = say(&format!("{name}: stopped, back in {} s\n", AWAY.as_secs()));
+        let _ = print(&format!("{name}: stopped, back in {} s\n", AWAY.as_secs()));
         std::thread::sleep(AWAY);
         socket = match bind(address) {
             Ok(socket) => socket,
             Err(e) => {
-                let _ = say(&format!("{name}: cannot listen on {address} again: {e}\n"));
+                let _ = print(&format!("{name}: cannot listen on {address} again: {e}\n"));
                 return;
             }
         };
-        let _ = say(&format!("{name}: listening again on {address}\n"));
+        let _ = print(&format!("{name}: listening again on {address}\n"));
     };
     let thread = std::thread::Builder::new().name(name.to_owned());
     thread.spawn(serve).map(drop).map_err(|e| e.to_string())

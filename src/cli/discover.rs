@@ -1,6 +1,6 @@
 //! `tembuku discover`: asks the source of an upstream once, and prints its answer.
 
-use super::{ConfigFile, code, complain, say};
+use super::{ConfigFile, code, complain, print};
 use crate::{
     cli::response::clean,
     config,
@@ -58,7 +58,7 @@ pub(super) fn run(args: &Arguments) -> ExitCode {
         )),
         Err(error) => Err(format!("error: cannot start: {error}\n")),
     };
-    code(shown.and_then(|shown| say(&shown)))
+    code(shown.and_then(|shown| print(&shown)))
 }
 
 /// The error is a whole message.

@@ -1,6 +1,6 @@
 //! `tembuku handover-formats`: asked by the process that this binary is to replace.
 
-use super::{code, say};
+use super::{code, print};
 use crate::handover::hello::Formats;
 use serde_json::{Map, Value, json};
 use std::process::ExitCode;
@@ -15,5 +15,5 @@ pub(super) fn run() -> ExitCode {
         "program": env!("CARGO_PKG_VERSION"),
         "formats": formats,
     });
-    code(say(&format!("{description:#}\n")))
+    code(print(&format!("{description:#}\n")))
 }

@@ -4,7 +4,7 @@ mod document;
 mod haproxy;
 mod nginx;
 
-use super::{complain, say};
+use super::{complain, print};
 use crate::{
     config,
     sys::{blocking, files},
@@ -88,7 +88,7 @@ fn write(mut document: Document, program: &str) -> Result<bool, String> {
     }
     document.complete(program);
     let toml = document.toml();
-    say(&toml)?;
+    print(&toml)?;
     // What was valid there may be refused here: then its position is named.
     if let Err(problems) = config::parse(&toml, "the result") {
         return Err(format!("{problems}"));

@@ -2,7 +2,7 @@
 
 use super::{
     client::{AdminClient, At, Reload},
-    code, complain, say,
+    code, complain, print,
 };
 use crate::{
     cli::response::{HashChange, ReloadChange, ReloadReport, clean},
@@ -34,8 +34,8 @@ pub(super) fn run(args: &Arguments) -> ExitCode {
             complain(&format!("warning: {}\n", clean(warning)));
         }
         match args.json {
-            true => say(&sent),
-            false => say(&text(&report)),
+            true => print(&sent),
+            false => print(&text(&report)),
         }
     });
     code(shown)

@@ -1,9 +1,9 @@
 //! `tembuku schema`: the JSON Schema of the configuration.
 
-use super::{code, say};
+use super::{code, print};
 use crate::config;
 use std::process::ExitCode;
 
 pub(super) fn run() -> ExitCode {
-    code(say(&format!("{:#}\n", config::schema())))
+    code(print(&format!("{:#}\n", config::schema())))
 }

@@ -2,7 +2,7 @@
 
 use super::{
     client::{AdminClient, At, Lines, encode},
-    code, complain, say,
+    code, complain, print,
     table::{Row, Widths},
 };
 use crate::{
@@ -125,10 +125,10 @@ fn show_json(mut lines: Lines<'_>) -> Result<(), String> {
         block.push('\n');
         last = line;
         if block.len() > 64 * 1024 {
-            say(&std::mem::take(&mut block))?;
+            print(&std::mem::take(&mut block))?;
         }
     }
-    say(&block)?;
+    print(&block)?;
     end(&lines, &last).map(drop)
 }
 
@@ -203,12 +203,12 @@ fn show_text(mut lines: Lines<'_>) -> Result<(), String> {
         }
         last = line;
         if rows.len() >= BLOCK {
-            say(&widths.lay_out(&rows))?;
+            print(&widths.lay_out(&rows))?;
             rows.clear();
         }
     }
     let SessionsEnd { count, more } = end(&lines, &last)?;
-    say(&widths.lay_out(&rows))?;
+    print(&widths.lay_out(&rows))?;
     if more {
         let shown = counted(count, "session");
         complain(&format!("{shown} shown, and there are more\n"));

@@ -2,7 +2,7 @@
 
 use super::{
     client::{AdminClient, At, Readiness},
-    code, complain, say,
+    code, complain, print,
     table::{Row, table},
 };
 use crate::{
@@ -37,13 +37,13 @@ pub(super) fn run(args: &Status) -> ExitCode {
         true => sent,
         false => text(&status),
     });
-    code(shown.and_then(|shown| say(&shown)))
+    code(shown.and_then(|shown| print(&shown)))
 }
 
 /// The answer goes to standard output, also when the node is not ready.
 fn node(at: &At) -> ExitCode {
     match AdminClient::find(at).and_then(|client| client.node_readiness()) {
-        Ok(Readiness { is_ready, text }) => match say(&clean_lines(&text)) {
+        Ok(Readiness { is_ready, text }) => match print(&clean_lines(&text)) {
             Ok(()) if is_ready => ExitCode::SUCCESS,
             written => {
                 written.unwrap_or_else(|why| complain(&why));

@@ -2,7 +2,7 @@
 
 use super::{
     client::{AdminClient, At},
-    code, complain, say,
+    code, complain, print,
     sessions::{Filters, reason},
     table::{Row, table},
 };
@@ -112,9 +112,9 @@ fn run_kill(args: &Kill, client: &AdminClient) -> Result<(), String> {
         }
         if args.how.dry_run {
             let count = counted(line.matched, "session");
-            return say(&format!("{count} would be terminated (dry run)\n"));
+            return print(&format!("{count} would be terminated (dry run)\n"));
         }
-        say(&format!(
+        print(&format!(
             "terminated {}\n",
             counted(line.terminated, "session")
         ))?;
@@ -138,12 +138,12 @@ fn run_rebalance(args: &Rebalance, client: &AdminClient) -> Result<(), String> {
             progress.show(line.terminated, line.wanted);
             continue;
         }
-        say(&shares(&line))?;
+        print(&shares(&line))?;
         if args.how.dry_run {
             let count = counted(line.wanted, "session");
-            return say(&format!("\n{count} would be terminated (dry run)\n"));
+            return print(&format!("\n{count} would be terminated (dry run)\n"));
         }
-        say(&format!(
+        print(&format!(
             "\nterminated {}\n",
             counted(line.terminated, "session")
         ))?;

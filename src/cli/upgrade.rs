@@ -2,7 +2,7 @@
 
 use super::{
     client::{AdminClient, At},
-    code, say,
+    code, print,
 };
 use crate::cli::response::{self, UpgradeStep, clean, clean_lines};
 use clap::Args;
@@ -43,9 +43,9 @@ fn upgrade(args: &Arguments, client: &AdminClient) -> Result<(), String> {
         let line = line.ok_or_else(|| lines.strange("the answer is cut off"))?;
         let step: UpgradeStep = response::read(&line).map_err(|why| lines.strange(&why))?;
         if args.json {
-            say(&format!("{line}\n"))?;
+            print(&format!("{line}\n"))?;
         } else {
-            say(&text(&step))?;
+            print(&text(&step))?;
         }
         match step {
             UpgradeStep::Checked { done: true, .. } | UpgradeStep::Done { .. } => return Ok(()),

@@ -3,7 +3,7 @@
 use super::{
     admin_state::Name,
     client::{AdminClient, At},
-    code, say,
+    code, print,
 };
 use crate::{cli::response::WeightChange, plan::MOST_WEIGHT};
 use clap::Args;
@@ -38,7 +38,7 @@ pub(super) fn run(args: &Arguments) -> ExitCode {
         ..
     } = args;
     let changed = AdminClient::find(at).and_then(|client| set(&client, backend, *weight));
-    code(changed.and_then(|what| say(&(what + "\n"))))
+    code(changed.and_then(|what| print(&(what + "\n"))))
 }
 
 /// What has changed, in one line. `None`: the weight of the file again.

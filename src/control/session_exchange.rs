@@ -40,7 +40,7 @@ impl Carriers {
     }
 
     /// `turn`: counts the sessions, so that the workers get as many each.
-    fn go_on(&self, continuation: Continuation, turn: usize) {
+    fn resume_session(&self, continuation: Continuation, turn: usize) {
         if let Some(mailbox) = self.0.get(turn % self.0.len().max(1)) {
             mailbox.send(Message::Order(Order::GoOn(Box::new(continuation))));
         }

@@ -181,10 +181,10 @@ impl UpgradeRequest {
     pub fn fail(&self, error: &UpgradeError) {
         let (text, hint) = (error.to_string(), error.hint());
         tracing::error!(error = text, hint, "upgrade failed, this process goes on");
-        self.tell(Step::failed(error));
+        self.send_step(Step::failed(error));
     }
 
-    fn tell(&self, step: Step) {
+    fn send_step(&self, step: Step) {
         // The client may have disconnected.
         let _ = self.steps.send(step);
     }

@@ -235,7 +235,7 @@ fn join(host: &str, port: &str) -> String {
     }
 }
 
-/// Names and values in turn.
+/// Names and values alternate.
 fn read_fields(reply: &Value) -> BTreeMap<String, String> {
     let Value::List(items) = reply else {
         return BTreeMap::new();

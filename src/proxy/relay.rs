@@ -181,7 +181,7 @@ pub fn relay<'a>(
         first_byte: FirstByte::Awaited(observers),
     };
     if let Some(state) = state {
-        relay.go_on(*state);
+        relay.resume_from(*state);
     }
     relay
 }
@@ -192,9 +192,9 @@ impl FirstByteObservers {
         (self.clock.is_some() || self.pool.is_some()).then(|| Box::new(std::mem::take(self)))
     }
 
-    fn note(&mut self, has_asked: bool, has_answered: bool, now: Instant) {
+    fn observe(&mut self, has_asked: bool, has_answered: bool, now: Instant) {
         if let Some(clock) = &mut self.clock {
-            clock.look(has_asked, has_answered, now);
+            clock.observe(has_asked, has_answered, now);
         }
         if has_answered && let Some((pool, backend)) = self.pool.take() {
             pool.answered(&backend, now);
@@ -298,7 +298,7 @@ impl<'a> Relay<'a> {
         }
         if let FirstByte::Awaited(observers) = &mut self.first_byte {
             if let Some(observers) = observers {
-                observers.note(self.up.has_begun, self.down.has_begun, now);
+                observers.observe(self.up.has_begun, self.down.has_begun, now);
             }
             if self.down.has_begun {
                 self.first_byte = FirstByte::ReadAt(now);

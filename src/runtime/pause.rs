@@ -26,7 +26,7 @@ thread_local! {
 }
 
 impl Pauses {
-    pub(super) fn note(&self, pause: Duration) {
+    pub(super) fn record(&self, pause: Duration) {
         let nanos = u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX);
         self.since_start.fetch_max(nanos, Relaxed);
         self.since_taken.fetch_max(nanos, Relaxed);
@@ -57,7 +57,7 @@ pub fn wait<R>(wait: impl FnOnce() -> R) -> R {
     let result = wait();
     OWN.with(|own| {
         if let Some(own) = own.get() {
-            own.note(began.elapsed());
+            own.record(began.elapsed());
         }
     });
     result
@@ -71,10 +71,10 @@ mod tests {
     fn the_longest_pause_is_kept_and_can_be_taken() {
         let pauses = Pauses::default();
         let ms = Duration::from_millis;
-        pauses.note(ms(3));
-        pauses.note(ms(2));
+        pauses.record(ms(3));
+        pauses.record(ms(2));
         assert_eq!((pauses.take(), pauses.take()), (ms(3), ms(0)));
-        pauses.note(ms(1));
+        pauses.record(ms(1));
         assert_eq!((pauses.take(), pauses.longest()), (ms(1), ms(3)));
     }
 

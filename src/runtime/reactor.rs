@@ -263,7 +263,7 @@ fn turn<E: Engine>(
         }
     }
     if let Some(began) = orders_began {
-        engine.reactor().pauses.note(began.elapsed());
+        engine.reactor().pauses.record(began.elapsed());
     }
     engine.end_turn(events.len() < EVENTS);
     flow

@@ -3,7 +3,7 @@
 //!
 //! What has been carried takes its time at the rate of the limit: each limit is one number, the
 //! time until which it is taken. A session reads on until that is a slice ahead, and then pauses
-//! until it has come. So sessions that share a limit take turns, in the order in which they came to
+//! until it has come. So sessions that share a limit alternate, in the order in which they came to
 //! it, however many they are, and each wakes once for a slice.
 
 use super::rate_table::RateTable;

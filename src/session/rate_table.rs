@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_million_sources_are_told_apart_in_bounded_memory() {
+    fn a_million_sources_are_distinguished_in_bounded_memory() {
         const SOURCES: u32 = 1_000_000;
         let table = RateTable::default();
         assert_eq!(table.size(), 0);

@@ -88,7 +88,7 @@ impl Sessions {
         }
         self.reserve_ids(continued.id.saturating_add(1));
         let session = self.insert(continued.id, arrival, origin);
-        session.go_on(continued);
+        session.restore(continued);
         session
     }
 

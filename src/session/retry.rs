@@ -192,7 +192,7 @@ impl<'a> BackendSearch<'a> {
         if !stays {
             self.session.set_backend(0);
         }
-        self.note(backend, result, time);
+        self.record_attempt(backend, result, time);
         stays
     }
 
@@ -205,7 +205,7 @@ impl<'a> BackendSearch<'a> {
         now: Instant,
     ) {
         let kind = self.service.report_failure(backend, error, now);
-        self.note(backend, AttemptResult::Failed(kind), time);
+        self.record_attempt(backend, AttemptResult::Failed(kind), time);
         self.last_error = Some(kind);
         self.failures += 1;
     }
@@ -217,11 +217,11 @@ impl<'a> BackendSearch<'a> {
         reason: CloseReason,
         time: Duration,
     ) -> Unserved {
-        self.note(backend, AttemptResult::Abandoned(reason), time);
+        self.record_attempt(backend, AttemptResult::Abandoned(reason), time);
         self.unserved_for(reason)
     }
 
-    fn note(&mut self, backend: &Arc<Backend>, result: AttemptResult, time: Duration) {
+    fn record_attempt(&mut self, backend: &Arc<Backend>, result: AttemptResult, time: Duration) {
         if self.service.access_log().is_some() {
             self.attempts.push(Attempt {
                 backend: Arc::clone(backend),

@@ -54,7 +54,7 @@ impl Default for Calls {
 }
 
 impl Calls {
-    /// Begins [`call`] when its turn has come.
+    /// Begins [`call`] when those before it have.
     pub async fn begin<T: Send + 'static>(
         &self,
         limit: Duration,

@@ -104,7 +104,7 @@ pub struct Sending {
     pub progress: u64,
     pub window: Window,
     /// How long ago the peer last acknowledged anything, an empty probe included.
-    pub heard_before: Duration,
+    pub last_ack_age: Duration,
 }
 
 /// What the kernel waits for before it sends more.
@@ -126,7 +126,7 @@ pub fn sending(socket: impl AsFd) -> Option<Sending> {
         return Some(Sending {
             progress: unread.into(),
             window: Window::Probed { unanswered: 0 },
-            heard_before: Duration::ZERO,
+            last_ack_age: Duration::ZERO,
         });
     };
     let window = match (info.unacked, info.notsent_bytes) {
@@ -140,7 +140,7 @@ pub fn sending(socket: impl AsFd) -> Option<Sending> {
     Some(Sending {
         progress: info.bytes_acked,
         window,
-        heard_before: Duration::from_millis(info.last_ack_recv.into()),
+        last_ack_age: Duration::from_millis(info.last_ack_recv.into()),
     })
 }
 

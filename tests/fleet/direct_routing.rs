@@ -9,7 +9,7 @@ use crate::harness::{
     netns::{Netns, within},
     ports,
     proc::{Proc, command, run_ok},
-    proxy::told_server,
+    proxy::client_naming_server,
     secs,
     server::Server,
     temp::TempDir,
@@ -107,7 +107,7 @@ fn start_node(segment: &Netns, n: usize, port: u16, servers: &[Server]) -> Node 
 
 /// The second tier, with a server behind it that tells which client it was told.
 fn second_tier(segment: &Netns, port: u16) -> (Server, Proc, TempDir) {
-    let told = within(segment, told_server).join().unwrap();
+    let named = within(segment, client_naming_server).join().unwrap();
     let dir = TempDir::new();
     let root = dir.path().to_str().unwrap().to_owned();
     dir.write(
@@ -118,11 +118,11 @@ fn second_tier(segment: &Netns, port: u16) -> (Server, Proc, TempDir) {
              accept_proxy = {{ trust = [\"10.78.0.0/24\"] }}\n\
              [upstreams.told]\nbackends = [\"{}\"]\nsend_proxy = \"v2\"\n",
             port + 6,
-            told.addr
+            named.addr
         ),
     );
     let tembuku = start_tembuku(segment, &dir);
-    (told, tembuku, dir)
+    (named, tembuku, dir)
 }
 
 #[test]
@@ -142,9 +142,9 @@ fn three_nodes_serve_clients_whose_packets_are_passed_on() {
     let picked = agreed("direct routing", &segment, &nodes, &all, port);
     assert_eq!(picks(&segment, &all, vip), picked);
     // The client's own address comes through the tier, and through two of PROXY headers.
-    let told = picks(&segment, &all[..100], through);
-    for (client, told) in all.iter().zip(&told) {
-        assert!(told.contains(&client.to_string()), "{client}: {told}");
+    let named = picks(&segment, &all[..100], through);
+    for (client, named) in all.iter().zip(&named) {
+        assert!(named.contains(&client.to_string()), "{client}: {named}");
     }
 
     let load = Load::start(vip, |run| within(&segment, run));

@@ -279,10 +279,10 @@ fn a_limit_of_one_byte_can_be_taken_back() {
 #[test]
 fn a_reset_arrives_after_a_pause() {
     const SIZE: usize = 40_000;
-    let (heard, ends) = std::sync::mpsc::channel();
+    let (sender, ends) = std::sync::mpsc::channel();
     let server = Server::start(move |mut stream| {
         let (bytes, end) = crate::harness::net::read_all(&mut stream);
-        let _ = heard.send((bytes.len(), end));
+        let _ = sender.send((bytes.len(), end));
     });
     let front = ports::free_addr();
     let keys = "bandwidth = { up = \"20k\" }";
@@ -302,10 +302,10 @@ fn a_reset_arrives_after_a_pause() {
 /// The header for the backend goes there at once, and counts for no limit.
 #[test]
 fn a_header_for_the_backend_is_not_limited() {
-    let (heard, lines) = std::sync::mpsc::channel();
+    let (sender, lines) = std::sync::mpsc::channel();
     let server = Server::start(move |mut stream| {
         while let Ok(line) = read_line(&mut stream) {
-            let _ = heard.send((line, Instant::now()));
+            let _ = sender.send((line, Instant::now()));
         }
     });
     let front = ports::free_addr();

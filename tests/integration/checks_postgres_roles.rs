@@ -39,9 +39,12 @@ fn load(front: SocketAddr, dir: &TempDir) -> Proc {
 }
 
 /// One write through the listener.
-fn write(front: SocketAddr, who: &str) -> bool {
+fn write(front: SocketAddr, author: &str) -> bool {
     let mut psql = psql(front);
-    psql.args(["-c", &format!("insert into marks (who) values ('{who}')")]);
+    psql.args([
+        "-c",
+        &format!("insert into marks (who) values ('{author}')"),
+    ]);
     proc::run(secs(20), psql).status.success()
 }
 

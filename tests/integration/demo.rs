@@ -48,12 +48,12 @@ fn bash(line: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn tally(names: &str) -> BTreeMap<&str, usize> {
-    let mut tally = BTreeMap::new();
+fn count_names(names: &str) -> BTreeMap<&str, usize> {
+    let mut counts = BTreeMap::new();
     for name in names.lines() {
-        *tally.entry(name).or_default() += 1;
+        *counts.entry(name).or_default() += 1;
     }
-    tally
+    counts
 }
 
 /// Steps 6 and 7: the primary changes, the session on the one before ends, and the next finds the
@@ -93,10 +93,10 @@ fn the_demo_does_what_it_prints() {
     });
 
     // 1. The backends are picked in rotation; the command is the one that the demo prints.
-    let rotation = to_try(&first, "1. The backends take turns:");
+    let rotation = to_try(&first, "1. The backends alternate:");
     let six = bash(&rotation);
     assert_eq!(
-        tally(&six),
+        count_names(&six),
         BTreeMap::from([("blue", 2), ("green", 2), ("red", 2)]),
         "{rotation}\n{six}"
     );
@@ -112,11 +112,11 @@ fn the_demo_does_what_it_prints() {
     assert_eq!(http::get(admin, "/").unwrap().status, 200);
 
     // 4. Flows do so, too.
-    let flows = to_try(&first, "4. Flows take turns over UDP:");
+    let flows = to_try(&first, "4. Flows alternate over UDP:");
     assert!(flows.contains(&udp.port().to_string()), "{flows} to {udp}");
     let four = bash(&flows);
     let both = BTreeMap::from([("gold", 2), ("silver", 2)]);
-    assert_eq!(tally(&four), both, "{flows}\n{four}");
+    assert_eq!(count_names(&four), both, "{flows}\n{four}");
     wait_until("their records are there", secs(5), || {
         output()
             .matches("datagrams_received=1 datagrams_sent=1")
@@ -135,7 +135,7 @@ fn the_demo_does_what_it_prints() {
     let left: String = (0..5).map(|_| bash(&rotation)).collect();
     assert_eq!(left.lines().count(), 30, "{left}");
     assert!(!left.contains("red"), "{left}");
-    let counts = tally(&left);
+    let counts = count_names(&left);
     assert!(counts["green"] >= 10 && counts["blue"] >= 10, "{counts:?}");
 
     // 5. One of the others stops: the client that finds out gets no answer, all others do.
@@ -145,7 +145,7 @@ fn the_demo_does_what_it_prints() {
     });
     let left: String = (0..5).map(|_| bash(&flows)).collect();
     assert!(!left.contains("gold"), "{left}");
-    assert!(tally(&left)["silver"] >= 19, "{left}");
+    assert!(count_names(&left)["silver"] >= 19, "{left}");
 
     assert_fail_over(&first, admin);
 

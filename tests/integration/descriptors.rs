@@ -82,7 +82,7 @@ fn what_flows_do_not_use_is_there_for_connections_and_they_keep_their_part() {
     println!("{flows} flows beside them");
     assert!((LIMIT / 5..LIMIT / 3).contains(&flows), "{flows}");
     let client = &clients[0];
-    assert_eq!(udp::hear(client), b"hello");
+    assert_eq!(udp::receive(client), b"hello");
     assert_eq!(udp::ask(client, "goes on"), "goes on");
     // What becomes free is there for either.
     drop(sessions);

@@ -98,7 +98,7 @@ fn slices_of_kubernetes() {
 }
 
 #[test]
-fn what_kubernetes_refuses_is_told() {
+fn refusals_of_kubernetes_are_reported() {
     let ((_servers, addrs), dir) = (pods(1), TempDir::new());
     let api = Kubernetes::start("t");
     let token = dir.write("token", "t");

@@ -187,12 +187,12 @@ impl Story {
         self.wait_settled();
     }
 
-    fn tally(&self, n: usize) -> BTreeMap<&str, u64> {
-        let mut tally = BTreeMap::new();
+    fn count_names(&self, n: usize) -> BTreeMap<&str, u64> {
+        let mut counts = BTreeMap::new();
         for (_, name) in &self.held[n] {
-            *tally.entry(name.as_str()).or_default() += 1;
+            *counts.entry(name.as_str()).or_default() += 1;
         }
-        tally
+        counts
     }
 
     /// The sessions on the primaries are those of their weight, to within `most`, on both.
@@ -200,14 +200,14 @@ impl Story {
     fn assert_by_weight(&self, most: f64) {
         let weights: u64 = WEIGHTS.iter().sum();
         for n in 0..2 {
-            let tally = self.tally(n);
-            let on = |i: usize| tally.get(&*format!("p{}", i + 1)).copied().unwrap_or(0);
+            let counts = self.count_names(n);
+            let on = |i: usize| counts.get(&*format!("p{}", i + 1)).copied().unwrap_or(0);
             let total: u64 = (0..WEIGHTS.len()).map(on).sum();
             for (i, weight) in WEIGHTS.iter().enumerate() {
                 let wanted = total as f64 * *weight as f64 / weights as f64;
                 assert!(
                     (on(i) as f64 - wanted).abs() <= most,
-                    "{}: {tally:?}",
+                    "{}: {counts:?}",
                     program(n)
                 );
             }

@@ -45,12 +45,12 @@ fn refusing() -> SocketAddr {
     ports::free_addr()
 }
 
-fn tally(names: &[String]) -> BTreeMap<&str, usize> {
-    let mut tally = BTreeMap::new();
+fn count_names(names: &[String]) -> BTreeMap<&str, usize> {
+    let mut counts = BTreeMap::new();
     for name in names {
-        *tally.entry(name.as_str()).or_default() += 1;
+        *counts.entry(name.as_str()).or_default() += 1;
     }
-    tally
+    counts
 }
 
 /// The record of the only session so far.
@@ -91,7 +91,10 @@ fn a_refusing_backend_is_passed_over() {
     assert_eq!(record["close_reason"], "ok", "{record}");
     // It has failed, and is left alone for the ten seconds of the default.
     let names = ask_many(setup.front, 40);
-    assert_eq!(tally(&names), BTreeMap::from([("b1", 20), ("b2", 20)]));
+    assert_eq!(
+        count_names(&names),
+        BTreeMap::from([("b1", 20), ("b2", 20)])
+    );
     setup.tembuku.wait_idle();
     let metrics = setup.tembuku.metrics();
     assert_eq!(
@@ -247,7 +250,7 @@ fn a_backend_that_is_down_is_never_picked() {
     ];
     let up = setup("", &backends);
     assert_eq!(
-        tally(&ask_many(up.front, 20)),
+        count_names(&ask_many(up.front, 20)),
         BTreeMap::from([("b1", 10), ("b3", 10)])
     );
     assert_eq!(up.tembuku.metric("upstream_available_backends", &[]), 2.0);
@@ -272,7 +275,7 @@ fn a_backend_of_weight_zero_gets_no_client() {
         };
         let setup = setup(&format!("{keys}\n{hash}"), &backends);
         assert_eq!(
-            tally(&ask_many(setup.front, 10)),
+            count_names(&ask_many(setup.front, 10)),
             BTreeMap::from([("b2", 10)])
         );
     }
@@ -295,23 +298,26 @@ fn backups_serve_only_when_every_primary_has_failed() {
     ];
     let setup = setup("", &backends);
     assert_eq!(
-        tally(&ask_many(setup.front, 20)),
+        count_names(&ask_many(setup.front, 20)),
         BTreeMap::from([("p1", 10), ("p2", 10)])
     );
     let [one, two] = primaries;
     drop(one);
     let names = ask_many(setup.front, 20);
-    assert_eq!(tally(&names), BTreeMap::from([("p2", 20)]));
+    assert_eq!(count_names(&names), BTreeMap::from([("p2", 20)]));
     drop(two);
     let names = ask_many(setup.front, 20);
-    assert_eq!(tally(&names), BTreeMap::from([("b1", 10), ("b2", 10)]));
+    assert_eq!(
+        count_names(&names),
+        BTreeMap::from([("b1", 10), ("b2", 10)])
+    );
     // A primary that is back takes over again.
     let _one = Server::named_on("p1", &[first]);
     wait_until("the primary is used again", secs(10), || {
         ask(setup.front).unwrap() == "p1"
     });
     let names = ask_many(setup.front, 10);
-    assert_eq!(tally(&names), BTreeMap::from([("p1", 10)]));
+    assert_eq!(count_names(&names), BTreeMap::from([("p1", 10)]));
 }
 
 #[test]
@@ -324,7 +330,7 @@ fn a_full_backend_is_passed_over_until_it_has_a_place() {
     let setup = setup("", &backends);
     let mut held: Vec<_> = (0..3).map(|_| net::session(setup.front).unwrap()).collect();
     let names: Vec<String> = held.iter().map(|(_, name)| name.clone()).collect();
-    assert_eq!(tally(&names), BTreeMap::from([("b1", 2), ("b2", 1)]));
+    assert_eq!(count_names(&names), BTreeMap::from([("b1", 2), ("b2", 1)]));
     // Both are full, and fit for all that.
     assert_ends_now(&mut connect(setup.front).unwrap());
     setup.tembuku.wait_closed("backends_full", 1.0);
@@ -368,7 +374,7 @@ fn a_backend_has_failed_after_max_fails_and_not_before() {
     let setup = setup("", &backends);
     let dead = addr.to_string();
     assert_eq!(
-        tally(&ask_many(setup.front, 40)),
+        count_names(&ask_many(setup.front, 40)),
         BTreeMap::from([("b1", 40)])
     );
     assert_eq!(
@@ -384,7 +390,7 @@ fn zero_max_fails_means_never() {
     let (addr, server) = (refusing(), named(1));
     let setup = setup("", &[with(addr, "max_fails = 0"), plain(server[0].addr)]);
     assert_eq!(
-        tally(&ask_many(setup.front, 20)),
+        count_names(&ask_many(setup.front, 20)),
         BTreeMap::from([("b1", 20)])
     );
     let errors = setup.tembuku.metric(
@@ -432,7 +438,7 @@ fn a_failed_backend_gets_another_chance_after_fail_timeout() {
         ask(setup.front).unwrap() == "back"
     });
     assert_eq!(
-        tally(&ask_many(setup.front, 20)),
+        count_names(&ask_many(setup.front, 20)),
         BTreeMap::from([("b1", 10), ("back", 10)])
     );
 }

@@ -10,7 +10,7 @@ use crate::harness::{
     secs,
     server::{Server, ask_many},
     temp::TempDir,
-    udp::{UdpServer, ask, client, hear, heard},
+    udp::{UdpServer, ask, client, receive, receive_if_any},
 };
 use socket2::{Domain, Socket, Type};
 use std::{
@@ -135,10 +135,10 @@ fn a_server_of_datagrams_keeps_back_and_refuses_when_gone() {
     client.send(b"b").unwrap();
     client.send(b"c").unwrap();
     server.wait_held(2);
-    assert_eq!(heard(&client), None);
+    assert_eq!(receive_if_any(&client), None);
     server.release();
     assert_eq!(
-        (hear(&client), hear(&client)),
+        (receive(&client), receive(&client)),
         (b"me b".to_vec(), b"me c".to_vec())
     );
     assert_eq!((server.taken(), server.peers().len()), (3, 1));

@@ -89,7 +89,7 @@ fn from_the_first_doubt_to_the_next_session() {
     let fell_ill = Instant::now();
     setup.well.store(false, SeqCst);
     let event = setup.event(1);
-    let told_after = fell_ill.elapsed();
+    let reported_after = fell_ill.elapsed();
     for (key, value) in [("from", "up"), ("to", "down"), ("reason", "timeout")] {
         assert_eq!(event[key], value, "{event}");
     }
@@ -99,7 +99,10 @@ fn from_the_first_doubt_to_the_next_session() {
     // Three failures, two pauses of 180 to 200 ms between them, of which a machine that stalls may
     // take some away; what began before the verdict is within it.
     let doubt = event["doubt_seconds"].as_f64().unwrap();
-    assert!((0.3..told_after.as_secs_f64()).contains(&doubt), "{doubt}");
+    assert!(
+        (0.3..reported_after.as_secs_f64()).contains(&doubt),
+        "{doubt}"
+    );
     assert_eq!(event["last_session_closed_seconds"], Value::Null);
     assert_eq!(event["next_session_seconds"], Value::Null);
     assert_eq!(setup.histogram("doubt"), (1.0, doubt_of(&setup)));

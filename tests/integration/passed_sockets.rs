@@ -209,7 +209,7 @@ fn assert_all_served((tcp, unix, udp): (Vec<TcpStream>, Vec<UnixStream>, Vec<Udp
         greeted(&mut client);
     }
     for client in udp {
-        assert_eq!(udp::hear_text(&client), "early");
+        assert_eq!(udp::receive_text(&client), "early");
     }
 }
 

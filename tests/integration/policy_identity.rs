@@ -122,23 +122,23 @@ fn served(front: SocketAddr, clients: impl IntoIterator<Item = IpAddr>) -> Vec<S
     clients.into_iter().map(ask).collect()
 }
 
-fn tally(names: &[String]) -> BTreeMap<&str, usize> {
-    let mut tally = BTreeMap::new();
+fn count_names(names: &[String]) -> BTreeMap<&str, usize> {
+    let mut counts = BTreeMap::new();
     for name in names {
-        *tally.entry(name.as_str()).or_default() += 1;
+        *counts.entry(name.as_str()).or_default() += 1;
     }
-    tally
+    counts
 }
 
 /// How many sessions the fullest has more than the emptiest of `count` backends.
 fn spread(names: &[String], count: usize) -> usize {
-    let tally = tally(names);
-    let least = if tally.len() < count {
+    let counts = count_names(names);
+    let least = if counts.len() < count {
         0
     } else {
-        tally.values().copied().min().unwrap_or(0)
+        counts.values().copied().min().unwrap_or(0)
     };
-    tally.values().copied().max().unwrap_or(0) - least
+    counts.values().copied().max().unwrap_or(0) - least
 }
 
 mod looks {
@@ -169,7 +169,9 @@ mod looks {
         for n in 0..3 * EACH {
             held.push(hold(setup.front, client(n)));
             let names: Vec<String> = held.iter().map(|(_, name)| name.clone()).collect();
-            check(spread(&names, 3) <= 1, || format!("{:?}", tally(&names)))?;
+            check(spread(&names, 3) <= 1, || {
+                format!("{:?}", count_names(&names))
+            })?;
         }
         held.retain(|(_, name)| name != "b2");
         let address = servers[1].addr.to_string();
@@ -187,7 +189,9 @@ mod looks {
         let (setup, _open) = slow_once(balance, &quick, 1)?;
         let held: Vec<_> = (0..9).map(|n| hold(setup.front, client(n))).collect();
         let names: Vec<String> = held.iter().map(|(_, name)| name.clone()).collect();
-        check(spread(&names, 3) <= 1, || format!("{:?}", tally(&names)))
+        check(spread(&names, 3) <= 1, || {
+            format!("{:?}", count_names(&names))
+        })
     }
 
     /// Chance, so that at times one is ahead of another by more than rotation or counting would let
@@ -199,7 +203,9 @@ mod looks {
         let (setup, _open) = slow_once(balance, &quick, 1)?;
         let held: Vec<_> = (0..400).map(|_| hold(setup.front, client(1))).collect();
         let names: Vec<String> = held.iter().map(|(_, name)| name.clone()).collect();
-        check(spread(&names, 4) <= 8, || format!("{:?}", tally(&names)))?;
+        check(spread(&names, 4) <= 8, || {
+            format!("{:?}", count_names(&names))
+        })?;
         let widest = (1..=names.len()).map(|n| spread(&names[..n], 4)).max();
         check(widest > Some(1), || "none is ever two ahead".to_owned())
     }
@@ -311,7 +317,7 @@ mod looks {
         served(setup.front, (0..2).map(client));
         let names = served(setup.front, (0..40).map(client));
         check(!names.contains(&"slow".to_owned()), || {
-            format!("{:?}", tally(&names))
+            format!("{:?}", count_names(&names))
         })
     }
 
@@ -413,7 +419,7 @@ mod looks {
             .filter(|(before, _)| *before == "b2")
             .map(|(_, after)| after.clone())
             .collect();
-        check(tally(&heirs).len() > 1, || {
+        check(count_names(&heirs).len() > 1, || {
             format!("all of b2's went to {heirs:?}")
         })
     }

@@ -129,7 +129,7 @@ fn answering() -> (Nginx, Haproxy, [SocketAddr; 2]) {
 }
 
 /// The last line of the answer.
-fn hear(mut stream: impl std::io::Read + Write) -> String {
+fn receive(mut stream: impl std::io::Read + Write) -> String {
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
     let (answer, _) = read_all(&mut stream);
     String::from_utf8_lossy(&answer)
@@ -163,7 +163,7 @@ fn nginx_and_haproxy_behind_see_the_client_address() {
                     front.ip(),
                     front.port()
                 );
-                assert_eq!(hear(client), expected, "{version}");
+                assert_eq!(receive(client), expected, "{version}");
             }
             // Through a unix socket, with a header that names the client.
             let headers = [
@@ -180,9 +180,9 @@ fn nginx_and_haproxy_behind_see_the_client_address() {
                 let mut client = UnixStream::connect(tembuku.dir.file("trusting")).unwrap();
                 client.set_read_timeout(Some(net::PATIENCE)).unwrap();
                 client.write_all(&header).unwrap();
-                assert_eq!(hear(client), expected, "{version}");
+                assert_eq!(receive(client), expected, "{version}");
                 assert_eq!(
-                    hear(connect_saying(trusting, &header)),
+                    receive(connect_saying(trusting, &header)),
                     expected,
                     "{version}"
                 );
@@ -190,7 +190,7 @@ fn nginx_and_haproxy_behind_see_the_client_address() {
             // A client without an address cannot be named, but its header is valid.
             let client = UnixStream::connect(tembuku.dir.file("front")).unwrap();
             client.set_read_timeout(Some(net::PATIENCE)).unwrap();
-            assert!(!hear(client).is_empty(), "{version}");
+            assert!(!receive(client).is_empty(), "{version}");
         }
     }
 }
@@ -214,10 +214,10 @@ fn tlvs_go_from_haproxy_to_haproxy() {
     let client = connect_with(front, Some([127, 0, 7, 7].into()), 0, 0).unwrap();
     let port = client.local_addr().unwrap().port();
     // HAProxy 2.6 has no authority to send where there is no TLS.
-    assert_eq!(hear(client), format!("127.0.7.7  id-127.0.7.7-{port}"));
+    assert_eq!(receive(client), format!("127.0.7.7  id-127.0.7.7-{port}"));
     let both = [tlv(2, b"example.com"), tlv(5, b"some-id")].concat();
     let client = connect_saying(middle, &v2("192.0.2.1:1", "192.0.2.2:2", &both));
-    assert_eq!(hear(client), "192.0.2.1 example.com some-id");
+    assert_eq!(receive(client), "192.0.2.1 example.com some-id");
 }
 
 #[test]
@@ -238,7 +238,7 @@ fn a_chain_of_three_names_the_first() {
     let client = connect_with(fronts[0], Some([127, 0, 7, 8].into()), 0, 0).unwrap();
     let port = client.local_addr().unwrap().port();
     assert_eq!(
-        hear(client),
+        receive(client),
         format!("127.0.7.8 {port} {} {}", fronts[0].ip(), fronts[0].port())
     );
 }

@@ -4,7 +4,9 @@ use crate::{
     harness::{
         net::{self, connect, connect_with, echo, read_line, session, set_buffers},
         ports,
-        proxy::{self, ask_saying, connect_saying, read_header, tell_and_echo, tlv, told_server},
+        proxy::{
+            self, ask_saying, client_naming_server, connect_saying, read_header, tell_and_echo, tlv,
+        },
         rng::Rng,
         server::{Server, listen},
         tembuku::Tembuku,
@@ -23,7 +25,7 @@ use std::{
 #[test]
 fn the_header_comes_before_any_byte() {
     for version in ["v1", "v2"] {
-        let (front, servers) = (ports::free_addr(), [told_server()]);
+        let (front, servers) = (ports::free_addr(), [client_naming_server()]);
         let tembuku = start(front, "", &format!("send_proxy = \"{version}\""), &servers);
         // Also when the client sends nothing.
         let (mut client, named) = session(front).unwrap();
@@ -44,7 +46,7 @@ fn the_header_comes_before_any_byte() {
 
 #[test]
 fn ipv6_and_a_listener_on_every_address() {
-    let server = told_server();
+    let server = client_naming_server();
     let port = ports::free_port();
     let _tembuku = Tembuku::start(&format!(
         "[listeners.l]\nbind = [\"[::]:{port}\", \"0.0.0.0:{port}\"]\nupstream = \"u\"\n\
@@ -101,7 +103,7 @@ fn the_contents_of_a_header_are_passed_on() {
         ("v1", "[::ffff:192.0.2.1]:1>[2001:db8::1]:2"),
         ("v2", "[::ffff:192.0.2.1]:1>[2001:db8::1]:2"),
     ] {
-        let (front, servers) = (ports::free_addr(), [told_server()]);
+        let (front, servers) = (ports::free_addr(), [client_naming_server()]);
         let _tembuku = start(
             front,
             "accept_proxy = true",
@@ -188,7 +190,11 @@ fn tlvs_go_on_when_asked_to() {
 
 #[test]
 fn the_backend_that_is_reached_in_the_end_gets_a_header_of_its_own() {
-    let (front, refusing, server) = (ports::free_addr(), ports::free_addr(), told_server());
+    let (front, refusing, server) = (
+        ports::free_addr(),
+        ports::free_addr(),
+        client_naming_server(),
+    );
     let _tembuku = Tembuku::start(&format!(
         "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\naccept_proxy = true\n\
          [upstreams.u]\nbalance = \"first\"\nsend_proxy = \"v2\"\n\

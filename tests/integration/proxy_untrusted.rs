@@ -173,7 +173,7 @@ fn access_rules_hold_at_the_door() {
 #[test]
 fn a_peer_that_is_trusted_may_and_others_may_not() {
     let front = ports::free_addr();
-    let servers = [proxy::told_server()];
+    let servers = [proxy::client_naming_server()];
     let tembuku = start(front, TRUST, "send_proxy = \"v1\"", &servers);
     let header = proxy::v2("192.0.2.1:1", "192.0.2.2:2", &[]);
     let from = |source: [u8; 4], bytes: &[u8]| {

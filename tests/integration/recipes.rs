@@ -269,7 +269,7 @@ fn command_lines(page: &str) -> Vec<String> {
 }
 
 /// Why a command of a page is not run here.
-fn is_run_elsewhere(command: &str) -> bool {
+fn is_run_on_another_machine(command: &str) -> bool {
     const ELSEWHERE: [&str; 9] = [
         // They go on, or replace the process: with tests of their own.
         "tembuku run",
@@ -310,7 +310,7 @@ fn commands_of_the_pages_succeed() {
     for page in pages {
         let content = fs::read_to_string(&page).unwrap();
         for command in command_lines(&content) {
-            if is_run_elsewhere(&command) {
+            if is_run_on_another_machine(&command) {
                 continue;
             }
             count += 1;

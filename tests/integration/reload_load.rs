@@ -109,9 +109,9 @@ impl Load<'_> {
     fn run(&self, command: impl Fn(SocketAddr) -> Command, name: &str, fails: &[&str]) {
         let front = self.model.front(name);
         while !self.is_over.load(Relaxed) {
-            let said = run_ok(secs(60), command(front));
+            let printed = run_ok(secs(60), command(front));
             for word in fails {
-                assert!(!said.contains(word), "{name}: {word} in\n{said}");
+                assert!(!printed.contains(word), "{name}: {word} in\n{printed}");
             }
             self.rounds.fetch_add(1, Relaxed);
         }
@@ -157,10 +157,10 @@ impl Load<'_> {
         };
         let front = self.model.front("dns");
         while !self.is_over.load(Relaxed) {
-            let said = run_ok(secs(60), dnsperf(front));
-            let lost = said.lines().find(|line| line.contains("Queries lost:"));
-            let lost = lost.unwrap_or_else(|| panic!("{said}"));
-            assert!(lost.contains(" 0 (0.00%)"), "{said}");
+            let printed = run_ok(secs(60), dnsperf(front));
+            let lost = printed.lines().find(|line| line.contains("Queries lost:"));
+            let lost = lost.unwrap_or_else(|| panic!("{printed}"));
+            assert!(lost.contains(" 0 (0.00%)"), "{printed}");
             self.rounds.fetch_add(1, Relaxed);
         }
     }
@@ -430,6 +430,6 @@ fn nothing_is_lost_or_left_over_by_many_reloads_under_load() {
         .is_some();
     assert!(settled, "{rests:?}: {:?}", other_than_pipes(&tembuku));
     assert_eq!(threads_before, threads_after);
-    let said = tembuku.proc.stderr();
-    assert!(!said.contains("panicked"), "{said}");
+    let printed = tembuku.proc.stderr();
+    assert!(!printed.contains("panicked"), "{printed}");
 }

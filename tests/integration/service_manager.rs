@@ -59,7 +59,7 @@ fn with_file(more: &str) -> Setup {
 impl Setup {
     /// The next message that is none of a watchdog; those are counted.
     #[track_caller]
-    fn hear(&self) -> String {
+    fn receive(&self) -> String {
         let received = poll(secs(10), || {
             Some(self.try_hear()?).filter(|m| m != "WATCHDOG=1")
         });
@@ -97,29 +97,29 @@ impl Setup {
 #[test]
 fn start_reload_and_stop_are_announced() {
     let mut setup = with_file("");
-    assert_eq!(setup.hear(), "READY=1\nSTATUS=1 listener");
+    assert_eq!(setup.receive(), "READY=1\nSTATUS=1 listener");
     setup.reload(0);
-    let reloading = setup.hear();
+    let reloading = setup.receive();
     let micros = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=");
     let micros: u64 = micros.expect("the time").parse().unwrap();
     let uptime = fs::read_to_string("/proc/uptime").unwrap();
     let uptime: f64 = uptime.split_whitespace().next().unwrap().parse().unwrap();
     let ago = uptime - micros as f64 / 1e6;
     assert!((-1.0..60.0).contains(&ago), "{ago}");
-    assert_eq!(setup.hear(), "READY=1\nSTATUS=1 listener");
+    assert_eq!(setup.receive(), "READY=1\nSTATUS=1 listener");
 
     fs::write(setup.tembuku.dir.file("tembuku.toml"), "nonsense").unwrap();
     setup.reload(1);
-    assert!(setup.hear().starts_with("RELOADING=1\n"));
+    assert!(setup.receive().starts_with("RELOADING=1\n"));
     assert_eq!(
-        setup.hear(),
+        setup.receive(),
         "READY=1\nSTATUS=the last reload failed, nothing was changed"
     );
 
     setup.tembuku.proc.signal(Signal::TERM);
     // drain_timeout and the margin.
     assert_eq!(
-        setup.hear(),
+        setup.receive(),
         "STOPPING=1\nEXTEND_TIMEOUT_USEC=40000000\nSTATUS=draining, 0 sessions"
     );
     let status = setup.tembuku.proc.wait(secs(10)).expect("an end");

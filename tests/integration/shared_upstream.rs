@@ -5,7 +5,7 @@ use crate::harness::{
     poll, ports, secs,
     server::Server,
     tembuku::Tembuku,
-    udp::{client, hear},
+    udp::{client, receive},
     wait_until,
 };
 use rustix::process::Signal;
@@ -128,12 +128,15 @@ fn flows_of_one_listener_alone_begin_with_a_header() {
     let _tembuku = start(fronts, &plain, &named, upstream, &backend);
     let (plain, named) = (client(fronts[0]), client(fronts[1]));
     plain.send(b"bare").unwrap();
-    assert_eq!(hear(&plain), b"bare");
+    assert_eq!(receive(&plain), b"bare");
     for _ in 0..2 {
         named.send(b"after the header").unwrap();
-        let heard = hear(&named);
-        assert!(heard.starts_with(b"\r\n\r\n\0\r\nQUIT\n"), "{heard:?}");
-        assert!(heard.ends_with(b"after the header"), "{heard:?}");
+        let received = receive(&named);
+        assert!(
+            received.starts_with(b"\r\n\r\n\0\r\nQUIT\n"),
+            "{received:?}"
+        );
+        assert!(received.ends_with(b"after the header"), "{received:?}");
     }
 }
 

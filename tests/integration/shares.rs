@@ -51,12 +51,12 @@ fn drop_all(tembuku: &Tembuku, held: Vec<(TcpStream, String)>, name: &str) -> us
     count
 }
 
-fn tally(names: impl IntoIterator<Item = String>) -> BTreeMap<String, usize> {
-    let mut tally = BTreeMap::new();
+fn count_names(names: impl IntoIterator<Item = String>) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
     for name in names {
-        *tally.entry(name).or_default() += 1;
+        *counts.entry(name).or_default() += 1;
     }
-    tally
+    counts
 }
 
 fn backend(tembuku: &Tembuku, address: SocketAddr) -> serde_json::Value {
@@ -135,7 +135,7 @@ fn slow_start_ends() {
     );
     drop(slow);
     assert_eq!(
-        tally((0..4).map(|n| ask_from(client(n), front).unwrap())).len(),
+        count_names((0..4).map(|n| ask_from(client(n), front).unwrap())).len(),
         1
     );
     let _slow = Server::named_on("slow", &[address]);
@@ -145,7 +145,7 @@ fn slow_start_ends() {
         let state = backend(&tembuku, address);
         state["state"] == "up" && state["why"] == "" && seen.contains(&"slow".to_owned())
     });
-    let names = tally((0..20).map(|n| ask_from(client(n), front).unwrap()));
+    let names = count_names((0..20).map(|n| ask_from(client(n), front).unwrap()));
     assert_eq!(names["slow"], 10, "{names:?}");
 }
 
@@ -164,7 +164,10 @@ fn bounded_load_spreads_what_does_not_fit() {
         let hold = |front| hold(front, client(3));
         let (unbounded, _tembuku) = start(&format!("balance = \"{balance}\""), &backends);
         let all: Vec<_> = (0..50).map(|_| hold(unbounded)).collect();
-        assert_eq!(tally(all.iter().map(|(_, name)| name.clone())).len(), 1);
+        assert_eq!(
+            count_names(all.iter().map(|(_, name)| name.clone())).len(),
+            1
+        );
         let home = all[0].1.clone();
 
         let bounded = format!("balance = \"{balance}\"\nhash_balance_factor = 125");
@@ -172,7 +175,7 @@ fn bounded_load_spreads_what_does_not_fit() {
         let mut held = Vec::new();
         for n in 1..=100usize {
             held.push(hold(front));
-            let names = tally(held.iter().map(|(_, name)| name.clone()));
+            let names = count_names(held.iter().map(|(_, name)| name.clone()));
             for (i, weight) in weights.iter().enumerate() {
                 let got = names.get(&format!("b{}", i + 1)).copied().unwrap_or(0);
                 // At most its part of 1.25 times all sessions, in whole sessions.
@@ -366,9 +369,12 @@ fn least_time_shares_among_equals() {
             name
         };
         // One at a time, so that sessions do not decide.
-        let tally = tally((0..300).map(ask));
-        println!("by {of}: {tally:?}");
-        assert_eq!(tally.len(), 3, "{of}: {tally:?}");
-        assert!(tally.values().all(|count| *count >= 30), "{of}: {tally:?}");
+        let counts = count_names((0..300).map(ask));
+        println!("by {of}: {counts:?}");
+        assert_eq!(counts.len(), 3, "{of}: {counts:?}");
+        assert!(
+            counts.values().all(|count| *count >= 30),
+            "{of}: {counts:?}"
+        );
     }
 }

@@ -66,7 +66,7 @@ fn a_network_is_one_source() {
 
 /// All of them come from one proxy.
 #[test]
-fn clients_behind_a_proxy_are_told_apart() {
+fn clients_behind_a_proxy_are_distinguished() {
     let servers = named(1);
     let front = ports::free_addr();
     let keys = "max_connections_per_source = 1\naccept_proxy = true";

@@ -217,7 +217,7 @@ fn datagrams_wait_as_well() {
         0.0
     );
     gate.open();
-    assert_eq!(udp::hear_text(&client), "a x");
+    assert_eq!(udp::receive_text(&client), "a x");
 }
 
 /// A writer that comes while the process starts is served by the primary, and never cut.

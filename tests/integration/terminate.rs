@@ -434,7 +434,7 @@ fn sessions_on_servers_that_remain_spread_again_after_one_is_gone() {
 }
 
 #[test]
-fn where_a_key_decides_only_sessions_that_it_leads_elsewhere_are_ended() {
+fn where_a_key_decides_only_sessions_that_it_leads_to_others_are_ended() {
     for policy in ["consistent_hash", "maglev", "hash"] {
         let keys = format!("balance = \"{policy}\"\nhash_key = \"$remote_addr\"");
         let setup = Redises::start(&keys);

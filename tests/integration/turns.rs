@@ -87,12 +87,12 @@ fn assert_exact_shares(ask: impl Fn(SocketAddr, &mut Rng) -> io::Result<String> 
             .map(|_| {
                 let (ask, mut rng, front) = (&ask, Rng::new(rng.next()), setup.front);
                 scope.spawn(move || {
-                    let mut tally = BTreeMap::new();
+                    let mut counts = BTreeMap::new();
                     for n in 0..SESSIONS / CLIENTS {
                         let name = ask(front, &mut rng).unwrap_or_else(|e| panic!("{n}: {e}"));
-                        *tally.entry(name).or_default() += 1;
+                        *counts.entry(name).or_default() += 1;
                     }
-                    tally
+                    counts
                 })
             })
             .collect();

@@ -6,7 +6,7 @@ use crate::harness::{
     net::PATIENCE,
     ports, secs,
     tembuku::Tembuku,
-    udp::{UdpServer, addrs, ask, client, config, hear_text, named},
+    udp::{UdpServer, addrs, ask, client, config, named, receive_text},
     wait_until,
 };
 use rustix::process::Signal;
@@ -89,7 +89,7 @@ fn pending_replies_are_delivered_and_new_clients_refused() {
             );
         }
         servers[0].release();
-        assert_eq!(hear_text(&waiting), "b1 in flight");
+        assert_eq!(receive_text(&waiting), "b1 in flight");
         let status = tembuku
             .proc
             .wait(secs(5))

@@ -9,7 +9,7 @@ use crate::harness::{
     programs::{again_in_own_place, place},
     secs,
     tembuku::Tembuku,
-    udp::{UdpServer, ask, ask_until_answered, client, config, hear_text, heard},
+    udp::{UdpServer, ask, ask_until_answered, client, config, receive_if_any, receive_text},
     wait_until,
 };
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -214,10 +214,10 @@ fn a_client_that_cannot_be_reached_disturbs_no_other() {
     server.wait_held(4);
     server.release();
     for n in [0, 2, 3] {
-        assert_eq!(hear_text(&clients[n]), "b1 held");
+        assert_eq!(receive_text(&clients[n]), "b1 held");
     }
     tembuku.wait_dropped("send_failed", 1.0);
-    assert_eq!(heard(&clients[1]), None);
+    assert_eq!(receive_if_any(&clients[1]), None);
     assert_eq!(errors(&tembuku, "prohibited"), 0.0);
     sh("nft delete table inet t");
     assert_eq!(ask(&clients[1], "after"), "b1 after");

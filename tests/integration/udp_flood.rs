@@ -6,7 +6,7 @@ use crate::harness::{
     secs,
     server::Server,
     tembuku::Tembuku,
-    udp::{UdpServer, V4, client, hear, list},
+    udp::{UdpServer, V4, client, list, receive},
 };
 use std::{
     io::{Read, Write},
@@ -71,7 +71,7 @@ fn by_udp(front: SocketAddr, stop: &AtomicBool) -> Seen {
     let client = client(front);
     paced(stop, |n| {
         client.send(&n.to_le_bytes()).unwrap();
-        assert_eq!(hear(&client), n.to_le_bytes());
+        assert_eq!(receive(&client), n.to_le_bytes());
     })
 }
 
@@ -184,7 +184,7 @@ fn flooded(when_full: &str) {
     tembuku.wait_metric("listener_active_connections", &labels, |n| n == 0.0);
     let late = client(front);
     late.send(b"now").unwrap();
-    assert_eq!(hear(&late), b"now");
+    assert_eq!(receive(&late), b"now");
 }
 
 #[test]

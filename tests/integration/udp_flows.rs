@@ -3,7 +3,7 @@
 use crate::harness::{
     bounded, millis,
     net::PATIENCE,
-    udp::{UdpServer, V4, ask, client, hear, hear_text, heard, named, serve},
+    udp::{UdpServer, V4, ask, client, named, receive, receive_if_any, receive_text, serve},
 };
 use std::{
     net::{SocketAddr, UdpSocket},
@@ -12,7 +12,7 @@ use std::{
 
 /// Which backend answers.
 #[track_caller]
-pub(crate) fn who(client: &UdpSocket) -> String {
+pub(crate) fn answering_backend(client: &UdpSocket) -> String {
     let answer = ask(client, "who");
     answer.strip_suffix(" who").unwrap().to_owned()
 }
@@ -22,12 +22,15 @@ fn a_flow_stays_where_it_is() {
     let servers = named(3);
     let (front, tembuku) = serve("", "", &servers);
     let clients: Vec<UdpSocket> = (0..9).map(|_| client(front)).collect();
-    let first: Vec<String> = clients.iter().map(who).collect();
+    let first: Vec<String> = clients.iter().map(answering_backend).collect();
     for server in ["b1", "b2", "b3"] {
         assert_eq!(first.iter().filter(|name| *name == server).count(), 3);
     }
     for _ in 0..5 {
-        assert_eq!(clients.iter().map(who).collect::<Vec<_>>(), first);
+        assert_eq!(
+            clients.iter().map(answering_backend).collect::<Vec<_>>(),
+            first
+        );
     }
     tembuku.wait_flows(9.0);
     assert_eq!(tembuku.metric("listener_connections_total", &[]), 9.0);
@@ -48,7 +51,7 @@ fn after_its_replies_it_is_over() {
     let client = client(front);
     for n in 1..=5 {
         assert_eq!(ask(&client, "x"), "1x");
-        assert_eq!(hear_text(&client), "2x");
+        assert_eq!(receive_text(&client), "2x");
         tembuku.wait_closed("ok", f64::from(n));
         tembuku.wait_flows(0.0);
     }
@@ -72,7 +75,7 @@ fn replies_are_owed_to_each_datagram() {
     tembuku.wait_flows(1.0);
     servers[0].release();
     for n in 0..4 {
-        assert_eq!(hear_text(&client), format!("b1 {n}"));
+        assert_eq!(receive_text(&client), format!("b1 {n}"));
     }
     tembuku.wait_closed("ok", 1.0);
     assert_eq!(servers[0].peers().len(), 1);
@@ -117,7 +120,7 @@ fn after_so_many_datagrams_the_next_begins_another() {
     // What the first was asked it may still answer.
     servers[0].release();
     for n in 1..=3 {
-        assert_eq!(hear_text(&client), format!("b1 {n}"));
+        assert_eq!(receive_text(&client), format!("b1 {n}"));
     }
     for (n, server) in [
         (5, "b2"),
@@ -152,9 +155,9 @@ fn every_datagram_on_its_own() {
     client.send(b"late").unwrap();
     assert_eq!(ask(&client, "soon"), "b2 soon");
     servers[0].wait_held(1);
-    assert_eq!(heard(&client), None);
+    assert_eq!(receive_if_any(&client), None);
     servers[0].release();
-    assert_eq!(hear_text(&client), "b1 late");
+    assert_eq!(receive_text(&client), "b1 late");
     assert_eq!(tembuku.metric("listener_dropped_datagrams_total", &[]), 0.0);
 }
 
@@ -178,7 +181,7 @@ fn datagrams_in_either_direction_keep_a_flow_alive() {
         // The pace of the sender, far from the limit.
         std::thread::sleep(millis(100));
         socket.send_to(&n.to_be_bytes(), peer).unwrap();
-        assert_eq!(hear(&client), n.to_be_bytes());
+        assert_eq!(receive(&client), n.to_be_bytes());
         n += 1;
     }
     let began = Instant::now();
@@ -201,7 +204,7 @@ fn a_record_describes_the_whole_flow() {
     client.send(b"sixsix").unwrap();
     servers[0].wait_held(2);
     servers[0].release();
-    assert_eq!((hear(&client).len(), hear(&client).len()), (7, 9));
+    assert_eq!((receive(&client).len(), receive(&client).len()), (7, 9));
     let record = tembuku.access_log(1).remove(0);
     let own = client.local_addr().unwrap();
     for (key, wanted) in [

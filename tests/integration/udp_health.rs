@@ -7,7 +7,8 @@ use crate::harness::{
     server::Server,
     tembuku::{Tembuku, cli},
     udp::{
-        UdpServer, addrs, ask, ask_until_answered, client, hear_text, heard, list, named, serve,
+        UdpServer, addrs, ask, ask_until_answered, client, list, named, receive_if_any,
+        receive_text, serve,
     },
     wait_until,
 };
@@ -59,7 +60,7 @@ fn a_flow_leaves_a_port_that_is_closed() {
                 "{upstream}"
             );
         }
-        assert_eq!(heard(&client), None);
+        assert_eq!(receive_if_any(&client), None);
         tembuku.wait_flows(1.0);
     }
 }
@@ -104,7 +105,7 @@ fn the_third_datagram_at_the_latest_arrives() {
         tembuku.wait_metric("backend_connect_errors_total", &labels, |n| n >= 1.0);
         let mut answer = ask(&client, "3");
         if answer == "b2 2" {
-            answer = hear_text(&client);
+            answer = receive_text(&client);
         }
         assert_eq!(answer, "b2 3");
     }
@@ -296,7 +297,7 @@ fn flows_fail_over_with_their_next_datagram() {
         leave(&mut checked);
         assert_eq!(ask(&client, "after"), "b2 after", "{what}");
         checked.servers[0].release();
-        assert_eq!(hear_text(&client), "b1 held", "{what}");
+        assert_eq!(receive_text(&client), "b1 held", "{what}");
         assert_eq!(ask(&client, "again"), "b2 again", "{what}");
         back(&mut checked);
         // A flow that has moved stays; new ones go to the first one again.
@@ -315,7 +316,7 @@ fn a_pending_reply_of_a_backend_that_leaves_is_delivered() {
         let client = checked.waiting("held");
         leave(&mut checked);
         checked.servers[0].release();
-        assert_eq!(hear_text(&client), "b1 held", "{what}");
+        assert_eq!(receive_text(&client), "b1 held", "{what}");
     }
 }
 
@@ -343,7 +344,7 @@ fn what_the_only_backend_owes_is_delivered() {
             tembuku.wait_dropped("no_backend", f64::from(n));
         }
         servers[0].release();
-        assert_eq!(hear_text(&client), "b1 held", "{name}");
+        assert_eq!(receive_text(&client), "b1 held", "{name}");
         if back {
             command("ready");
             assert_eq!(ask(&client, "after"), "b1 after", "{name}");

@@ -5,11 +5,11 @@ use crate::{
         millis, ports,
         tembuku::Tembuku,
         udp::{
-            UdpServer, addrs, ask_until_answered, client, client_from, config, hear, heard, list,
-            named, serve,
+            UdpServer, addrs, ask_until_answered, client, client_from, config, list, named,
+            receive, receive_if_any, serve,
         },
     },
-    udp_flows::who,
+    udp_flows::answering_backend,
 };
 use rustix::process::Signal;
 use std::{
@@ -32,7 +32,10 @@ fn no_more_than_there_may_be() {
     let (front, tembuku) = serve("max_connections = 2", "", &servers);
     let clients: Vec<UdpSocket> = (0..3).map(|_| client(front)).collect();
     assert_eq!(
-        (who(&clients[0]), who(&clients[1])),
+        (
+            answering_backend(&clients[0]),
+            answering_backend(&clients[1])
+        ),
         ("b1".into(), "b1".into())
     );
     clients[2].send(b"too many").unwrap();
@@ -41,10 +44,13 @@ fn no_more_than_there_may_be() {
     assert_eq!(tembuku.metric("listener_rejected_total", &labels), 1.0);
     // Those that are there go on.
     assert_eq!(
-        (who(&clients[0]), who(&clients[1])),
+        (
+            answering_backend(&clients[0]),
+            answering_backend(&clients[1])
+        ),
         ("b1".into(), "b1".into())
     );
-    assert_eq!(heard(&clients[2]), None);
+    assert_eq!(receive_if_any(&clients[2]), None);
     assert_eq!(servers[0].peers().len(), 2);
 }
 
@@ -53,7 +59,7 @@ fn a_freed_permit_is_given_again() {
     let servers = named(1);
     let (front, tembuku) = serve("max_connections = 1\nresponses = 1", "", &servers);
     for n in 1..=5 {
-        assert_eq!(who(&client(front)), "b1");
+        assert_eq!(answering_backend(&client(front)), "b1");
         tembuku.wait_closed("ok", f64::from(n));
         tembuku.wait_flows(0.0);
     }
@@ -70,13 +76,13 @@ fn the_flow_that_is_idle_longest_is_evicted() {
     );
     let clients: Vec<UdpSocket> = (0..4).map(|_| client(front)).collect();
     for at in [0, 1, 2, 0] {
-        assert_eq!(who(&clients[at]), "b1");
+        assert_eq!(answering_backend(&clients[at]), "b1");
         // Silence is what counts, and it is measured in parts of the idle time: there is more than
         // one between any two.
         std::thread::sleep(millis(100));
     }
     // The second is the one now.
-    assert_eq!(who(&clients[3]), "b1");
+    assert_eq!(answering_backend(&clients[3]), "b1");
     tembuku.wait_closed("evicted", 1.0);
     let record = tembuku.access_log(1).remove(0);
     assert_eq!(record["close_reason"], "evicted", "{record}");
@@ -103,7 +109,7 @@ fn on_several_workers_new_clients_are_served_too() {
             0.0,
             "client {n}"
         );
-        assert_eq!(hear(client), b"b1 who");
+        assert_eq!(receive(client), b"b1 who");
         // A new client is admitted while another worker ends a flow for it.
         tembuku.wait_metric("listener_active_connections", &[], |n| n <= 2.0);
     }
@@ -120,7 +126,10 @@ fn no_source_takes_all() {
     let (front, tembuku) = serve("max_connections_per_source = 2", "", &servers);
     let clients: Vec<UdpSocket> = (0..3).map(|_| client_from(at(1), front)).collect();
     assert_eq!(
-        (who(&clients[0]), who(&clients[1])),
+        (
+            answering_backend(&clients[0]),
+            answering_backend(&clients[1])
+        ),
         ("b1".into(), "b1".into())
     );
     clients[2].send(b"too many").unwrap();
@@ -129,9 +138,9 @@ fn no_source_takes_all() {
     assert_eq!(tembuku.metric("listener_rejected_total", &labels), 1.0);
     for _ in 0..2 {
         let other = client_from(at(2), front);
-        assert_eq!(who(&other), "b1");
+        assert_eq!(answering_backend(&other), "b1");
     }
-    assert_eq!(heard(&clients[2]), None);
+    assert_eq!(receive_if_any(&clients[2]), None);
 }
 
 #[test]
@@ -152,14 +161,14 @@ fn the_process_has_a_limit_over_all() {
     ));
     let clients = [client(one), client(two), client(one)];
     for client in &clients {
-        assert_eq!(who(client), "b1");
+        assert_eq!(answering_backend(client), "b1");
     }
     client(two).send(b"too many").unwrap();
     tembuku.wait_dropped("rejected", 1.0);
     let labels = [("reason", "process_max_flows"), ("listener", "two")];
     assert_eq!(tembuku.metric("listener_rejected_total", &labels), 1.0);
     for client in &clients {
-        assert_eq!(who(client), "b1");
+        assert_eq!(answering_backend(client), "b1");
     }
 }
 
@@ -174,9 +183,9 @@ fn a_denied_client_is_dropped() {
     tembuku.wait_dropped("rejected", 2.0);
     let labels = [("reason", "access")];
     assert!(tembuku.metric("listener_rejected_total", &labels) >= 1.0);
-    assert_eq!(who(&client_from(at(1), front)), "b1");
-    assert_eq!(who(&client(front)), "b1");
-    assert_eq!(heard(&denied), None);
+    assert_eq!(answering_backend(&client_from(at(1), front)), "b1");
+    assert_eq!(answering_backend(&client(front)), "b1");
+    assert_eq!(receive_if_any(&denied), None);
     assert_eq!(servers[0].taken(), 2);
 }
 
@@ -191,7 +200,7 @@ fn flows_are_evicted_again_and_again() {
     // The socket of each flow is kept for two seconds: with more than there are descriptors for,
     // new flows are refused.
     while began.elapsed() < millis(1_500) && served < 5_000.0 {
-        assert_eq!(who(&client(front)), "b1", "after {served}");
+        assert_eq!(answering_backend(&client(front)), "b1", "after {served}");
         served += 1.0;
     }
     // A client may get the port of one that was there just before: then its flow goes on.
@@ -213,12 +222,12 @@ fn existing_flows_fail_over_when_all_permits_are_taken() {
             let listener = format!("{limit}\nwhen_full = \"{when_full}\"");
             let (front, tembuku) = serve(&listener, "balance = \"first\"", &servers);
             let client = client(front);
-            assert_eq!(who(&client), "b1");
+            assert_eq!(answering_backend(&client), "b1");
             drop(servers.remove(0));
             client.send(b"lost").unwrap();
             let labels = [("reason", "refused")];
             tembuku.wait_metric("backend_connect_errors_total", &labels, |n| n >= 1.0);
-            assert_eq!(who(&client), "b2", "{limit}, {when_full}");
+            assert_eq!(answering_backend(&client), "b2", "{limit}, {when_full}");
             tembuku.wait_flows(1.0);
         }
     }
@@ -236,7 +245,7 @@ fn replies_to_an_evicted_flow_reach_no_other_client() {
         let tembuku = Tembuku::start(&config.replace("workers = 2", "workers = 1"));
         let clients = [client(front), client(front)];
         for client in &clients {
-            assert_eq!(who(client), "b1");
+            assert_eq!(answering_backend(client), "b1");
         }
         drop(servers.remove(0));
         // It finds all of this at once.
@@ -252,7 +261,7 @@ fn replies_to_an_evicted_flow_reach_no_other_client() {
             loop {
                 let own = answer.strip_prefix("b2 ").expect("the one that is left");
                 assert!(own.starts_with(name), "{name} hears {answer}");
-                match heard(client) {
+                match receive_if_any(client) {
                     Some(next) => answer = String::from_utf8(next).unwrap(),
                     None => break,
                 }

@@ -8,11 +8,12 @@ use crate::{
         secs,
         tembuku::Tembuku,
         udp::{
-            UdpServer, V4, addrs, client, client_from, hear, hear_text, heard, list, named, serve,
+            UdpServer, V4, addrs, client, client_from, list, named, receive, receive_if_any,
+            receive_text, serve,
         },
         wait_until,
     },
-    udp_proxy_send::{SIGNATURE, read, told_server},
+    udp_proxy_send::{SIGNATURE, client_naming_server, read},
 };
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
@@ -49,13 +50,13 @@ fn from(text: &str) -> Vec<u8> {
 #[test]
 fn headers_of_trusted_peers_name_the_client() {
     for (upstream, sends_header) in [("", false), ("send_proxy = \"v2\"", true)] {
-        let server = told_server();
+        let server = client_naming_server();
         let servers = [server];
         let (front, tembuku) = serve("accept_proxy = true\nresponses = 1", upstream, &servers);
         let client = client(front);
         let send = |header: &[u8], what: &str| {
             client.send(&[header, what.as_bytes()].concat()).unwrap();
-            hear_text(&client)
+            receive_text(&client)
         };
         let seen = |named: &str, what: &str| match sends_header {
             true => format!("{named} {what}"),
@@ -94,7 +95,7 @@ fn clients_behind_one_peer_are_distinguished() {
     let peer = client(front);
     let send = |header: &[u8], what: &str| {
         peer.send(&[header, what.as_bytes()].concat()).unwrap();
-        hear_text(&peer)
+        receive_text(&peer)
     };
     let (one, two) = (from("192.0.2.1:1"), from("192.0.2.2:1"));
     assert_eq!(send(&one, "a"), "b1 a");
@@ -114,11 +115,11 @@ fn a_name_outlives_the_flow_that_it_came_with() {
     let peer = client(front);
     peer.send(&[&from("192.0.2.1:1")[..], b"a"].concat())
         .unwrap();
-    assert_eq!(hear_text(&peer), "b1 a");
+    assert_eq!(receive_text(&peer), "b1 a");
     for n in 1..4 {
         tembuku.wait_closed("ok", f64::from(n));
         peer.send(b"more").unwrap();
-        assert_eq!(hear_text(&peer), "b1 more");
+        assert_eq!(receive_text(&peer), "b1 more");
     }
     for record in tembuku.access_log(4) {
         assert_eq!(record["proxy_protocol_addr"], "192.0.2.1", "{record}");
@@ -140,8 +141,8 @@ fn access_rules_apply_to_the_client_of_the_header() {
     tembuku.wait_dropped("rejected", 1.0);
     good.send(&[from("192.0.2.1:1"), b"x".to_vec()].concat())
         .unwrap();
-    assert_eq!(hear(&good), b"b1 x");
-    assert_eq!(heard(&bad), None);
+    assert_eq!(receive(&good), b"b1 x");
+    assert_eq!(receive_if_any(&bad), None);
 }
 
 /// From whom one believes nothing comes that is no header, or half of one.
@@ -172,12 +173,12 @@ fn what_is_missing_or_broken_is_dropped_and_counted() {
         tembuku.wait_metric("listener_rejected_total", &labels, |have| {
             have == f64::from(n)
         });
-        assert_eq!(heard(&client), None);
+        assert_eq!(receive_if_any(&client), None);
     }
     let client = client(front);
     client.send(&whole).unwrap();
     assert_eq!(
-        hear(&client),
+        receive(&client),
         b"b1 ",
         "a header and nothing else is an empty datagram"
     );
@@ -201,18 +202,18 @@ fn headers_of_others_go_no_further() {
     );
     let stranger = client(front);
     stranger.send(b"plain").unwrap();
-    hear(&stranger);
+    receive(&stranger);
     stranger
         .send(&[from("192.0.2.1:1"), b"false".to_vec()].concat())
         .unwrap();
     tembuku.wait_dropped("rejected", 1.0);
     stranger.send(b"again").unwrap();
-    hear(&stranger);
+    receive(&stranger);
     let friend = client_from(IpAddr::from([127, 0, 0, 9]), front);
     friend
         .send(&[from("192.0.2.1:1"), b"true".to_vec()].concat())
         .unwrap();
-    hear(&friend);
+    receive(&friend);
     let got = got.lock().unwrap();
     let seen: Vec<(String, &[u8])> = got.iter().map(|bytes| read(bytes)).collect();
     let own = format!("{}>{front}", stranger.local_addr().unwrap());

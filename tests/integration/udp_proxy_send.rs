@@ -4,7 +4,7 @@
 use crate::harness::{
     ports,
     tembuku::Tembuku,
-    udp::{LARGEST, UdpServer, V4, V6, ask, client, config, hear_text, serve},
+    udp::{LARGEST, UdpServer, V4, V6, ask, client, config, receive_text, serve},
 };
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
@@ -44,7 +44,7 @@ pub(crate) fn read(bytes: &[u8]) -> (String, &[u8]) {
 }
 
 /// Answers whom the header named, a space, and what followed.
-pub(crate) fn told_server() -> UdpServer {
+pub(crate) fn client_naming_server() -> UdpServer {
     UdpServer::on(SocketAddr::new(V4, 0), |socket, peer, bytes| {
         let (client, payload) = read(bytes);
         let answer = [client.as_bytes(), b" ", payload].concat();
@@ -56,7 +56,7 @@ pub(crate) fn told_server() -> UdpServer {
 fn the_first_or_each_datagram_carries_the_client_address() {
     for (on, later_named) in [("first", false), ("each", true)] {
         for ip in [V4, V6] {
-            let server = told_server();
+            let server = client_naming_server();
             let front = SocketAddr::new(ip, ports::free_port());
             let upstream = format!("send_proxy = \"v2\"\nsend_proxy_on = \"{on}\"");
             let tembuku = Tembuku::start(&config(front, "", &upstream, &[server.addr]));
@@ -69,7 +69,7 @@ fn the_first_or_each_datagram_carries_the_client_address() {
             }
             // An empty one, too.
             client.send(b"").unwrap();
-            assert_eq!(hear_text(&client), format!("{later} "));
+            assert_eq!(receive_text(&client), format!("{later} "));
             assert_eq!(server.peers().len(), 1);
             // What it adds is not the client's.
             assert_eq!(tembuku.metric("listener_received_bytes_total", &[]), 6.0);
@@ -80,7 +80,7 @@ fn the_first_or_each_datagram_carries_the_client_address() {
 /// A backend that has received nothing yet needs the header, too.
 #[test]
 fn a_backend_that_takes_over_a_flow_gets_a_header() {
-    let mut servers = vec![told_server(), told_server()];
+    let mut servers = vec![client_naming_server(), client_naming_server()];
     let upstream = "send_proxy = \"v2\"\nbalance = \"first\"";
     let (front, tembuku) = serve("", upstream, &servers);
     let client = client(front);
@@ -98,7 +98,7 @@ fn a_backend_that_takes_over_a_flow_gets_a_header() {
 /// With the header it is too long for IPv4: it is dropped, and not cut.
 #[test]
 fn what_is_too_long_with_a_header_is_dropped() {
-    let server = told_server();
+    let server = client_naming_server();
     let servers = [server];
     let (front, tembuku) = serve(
         "",
@@ -118,7 +118,7 @@ fn what_is_too_long_with_a_header_is_dropped() {
 fn from_one_to_the_next() {
     for first in ["first", "each"] {
         for second in ["first", "each"] {
-            let server = told_server();
+            let server = client_naming_server();
             let inner = ports::free_addr();
             let _inner = Tembuku::start(&config(
                 inner,

@@ -7,7 +7,7 @@ use crate::harness::{
     secs,
     tembuku::Tembuku,
     temp::TempDir,
-    udp::{ALL, Between, LARGEST, UdpServer, V4, V6, addrs, ask, client, config, hear, list},
+    udp::{ALL, Between, LARGEST, UdpServer, V4, V6, addrs, ask, client, config, list, receive},
     wait_until,
 };
 use std::{
@@ -34,7 +34,7 @@ fn every_size_comes_back() {
             for size in [0, 1, 1_472, 1_473, 9_000, LARGEST, 0, 3] {
                 let sent = content(size);
                 client.send(&sent).unwrap();
-                let got = hear(&client);
+                let got = receive(&client);
                 assert!(
                     got == sent,
                     "{between:?}, {}: {} of {size} bytes",
@@ -124,7 +124,7 @@ fn many_flows_get_only_their_own_replies() {
         let (mut count, mut bytes) = (0, 0);
         let hear_one = |flows: &mut Vec<Flow>, at: usize| {
             let flow = &mut flows[at];
-            let got = hear(&flow.socket);
+            let got = receive(&flow.socket);
             let wanted = flow.awaited.pop_front().unwrap();
             assert!(
                 got == wanted,

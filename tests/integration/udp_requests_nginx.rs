@@ -4,7 +4,7 @@ use crate::harness::{
     ports,
     programs::Nginx,
     tembuku::Tembuku,
-    udp::{UdpServer, V4, client, config, hear_text},
+    udp::{UdpServer, V4, client, config, receive_text},
 };
 use std::{
     net::SocketAddr,
@@ -24,7 +24,7 @@ fn sessions(
     let client = client(front);
     let hear_all = |count: u32| {
         for _ in 0..count {
-            hear_text(&client);
+            receive_text(&client);
         }
     };
     for n in 0..COUNT {

@@ -1,11 +1,11 @@
-//! Flows that wait: for a place at a full backend, for a fit backend, and for their turn. The
+//! Flows that wait: for a place at a full backend, for a fit backend, and for the rate. The
 //! datagram that began a flow is kept.
 
 use crate::harness::{
     ports, secs,
     server::Server,
     tembuku::{Tembuku, binary},
-    udp::{UdpServer, addrs, ask, client, config, hear_text, heard, named, serve},
+    udp::{UdpServer, addrs, ask, client, config, named, receive_if_any, receive_text, serve},
     wait_until,
 };
 use rustix::process::Signal;
@@ -73,9 +73,9 @@ fn a_flow_waits_for_a_place_with_its_first_datagram() {
     }
     assert_eq!(tembuku.get("/readyz").status, 200);
     for (n, client) in waiting.iter().enumerate() {
-        assert_eq!(heard(client), None);
+        assert_eq!(receive_if_any(client), None);
         tembuku.kill_on(&server);
-        assert_eq!(hear_text(client), format!("b1 first {n}"));
+        assert_eq!(receive_text(client), format!("b1 first {n}"));
         // From now on it is a flow like any other.
         assert_eq!(ask(client, "more"), "b1 more");
     }
@@ -127,7 +127,7 @@ fn held_flows_go_in_once_there_is_a_backend() {
     tembuku.wait_flows_waiting("hold", 20);
     tembuku.operate(&["ready", &name]);
     for (n, client) in clients.iter().enumerate() {
-        assert_eq!(hear_text(client), format!("b1 {n}"));
+        assert_eq!(receive_text(client), format!("b1 {n}"));
     }
     tembuku.wait_flows_waiting("hold", 0);
     assert_eq!(ask(&existing, "after"), "b1 after");
@@ -153,7 +153,7 @@ fn a_flow_that_must_leave_its_backend_is_held() {
         tembuku.metric("upstream_waiting_sessions", &[("wait", "hold")]) == 1.0
     });
     let _check = Server::named_on("up", &[servers[1].addr]);
-    assert_eq!(hear_text(&client), "b2 kept");
+    assert_eq!(receive_text(&client), "b2 kept");
     assert_eq!(ask(&client, "after"), "b2 after", "{}", at(1));
 }
 
@@ -171,7 +171,7 @@ fn each_query_of_a_client_may_wait() {
         client.send(n.to_string().as_bytes()).unwrap();
         tembuku.wait_flows_waiting("hold", 1);
         tembuku.operate(&["ready", &name]);
-        assert_eq!(hear_text(&client), format!("b1 {n}"));
+        assert_eq!(receive_text(&client), format!("b1 {n}"));
     }
     tembuku.wait_flows_waiting("hold", 0);
 }
@@ -188,7 +188,7 @@ fn flows_that_begin_too_early_wait_for_their_turn() {
         client.send(n.to_string().as_bytes()).unwrap();
     }
     for (n, client) in clients.iter().enumerate() {
-        assert_eq!(hear_text(client), format!("b1 {n}"));
+        assert_eq!(receive_text(client), format!("b1 {n}"));
     }
     // Twenty at once, and one in 50 ms from then on.
     assert!(began.elapsed() >= Duration::from_millis(450));
@@ -217,13 +217,13 @@ fn a_reload_with_more_places_serves_flows_at_once() {
     tembuku.wait_flows_waiting("queue", 4);
     tembuku.reload(&with_places(3, &config, &server));
     for (n, client) in waiting.iter().take(2).enumerate() {
-        assert_eq!(hear_text(client), format!("b1 {n}"));
+        assert_eq!(receive_text(client), format!("b1 {n}"));
     }
     tembuku.wait_flows_waiting("queue", 2);
-    assert_eq!(heard(&waiting[2]), None);
+    assert_eq!(receive_if_any(&waiting[2]), None);
     tembuku.reload(&with_places(9, &config, &server));
     for (n, client) in waiting.iter().enumerate().skip(2) {
-        assert_eq!(hear_text(client), format!("b1 {n}"));
+        assert_eq!(receive_text(client), format!("b1 {n}"));
     }
     tembuku.wait_flows_waiting("queue", 0);
     assert_eq!(ask(&holder, "still"), "b1 still");
@@ -245,7 +245,7 @@ fn a_reload_with_another_backend_serves_held_flows() {
     tembuku.wait_flows_waiting("hold", 10);
     tembuku.reload(&with(1));
     for (n, client) in clients.iter().enumerate() {
-        assert_eq!(hear_text(client), format!("b2 {n}"));
+        assert_eq!(receive_text(client), format!("b2 {n}"));
         assert_eq!(ask(client, "more"), "b2 more");
     }
     tembuku.wait_flows_waiting("hold", 0);
@@ -270,8 +270,8 @@ fn flows_of_a_listener_that_is_removed_are_served_still() {
     late.send(b"late").unwrap();
     tembuku.wait_flows_waiting("hold", 2);
     tembuku.operate(&["ready", &name]);
-    assert_eq!(hear_text(&waits), "b1 kept");
-    assert_eq!(hear_text(&late), "b1 late");
+    assert_eq!(receive_text(&waits), "b1 kept");
+    assert_eq!(receive_text(&late), "b1 late");
     tembuku.wait_flows_waiting("hold", 0);
 }
 
@@ -287,7 +287,7 @@ fn a_drain_of_the_node_leaves_flows_that_wait_alone() {
     tembuku.wait_flows_waiting("hold", 1);
     tembuku.operate(&["drain", "--node"]);
     tembuku.operate(&["ready", &name]);
-    assert_eq!(hear_text(&waits), "b1 kept");
+    assert_eq!(receive_text(&waits), "b1 kept");
     assert_eq!(ask(&waits, "more"), "b1 more");
 }
 

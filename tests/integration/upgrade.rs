@@ -420,7 +420,7 @@ fn the_new_process_knows_what_the_old_one_knew() {
 
 /// The file may have changed, so that an upgrade is also a reload.
 #[test]
-fn a_listener_that_is_not_in_the_file_any_more_serves_those_who_have_connected() {
+fn a_listener_that_is_not_in_the_file_any_more_serves_connected_clients() {
     let server = Server::named("a");
     let (stays, goes) = (ports::free_addr(), ports::free_addr());
     let rest = listener("stays", &stays.to_string(), "u")

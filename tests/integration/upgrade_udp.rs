@@ -8,7 +8,7 @@ use crate::{
         secs,
         tembuku::cli,
         temp::TempDir,
-        udp::{UdpServer, V4, addrs, ask, client, hear, hear_text, list, named},
+        udp::{UdpServer, V4, addrs, ask, client, list, named, receive, receive_text},
         wait_until,
     },
     udp_dns::{Report, dnsmasq, dnsperf, report},
@@ -113,15 +113,15 @@ fn numbers_arrive_in_order_in_both_directions() {
             .map(|_| {
                 scope.spawn(|| {
                     let client = client(front);
-                    let (mut sent, mut heard) = (0u32, 0);
-                    while !stops.load(SeqCst) || heard < sent {
-                        if !stops.load(SeqCst) && sent - heard < 16 {
+                    let (mut sent, mut received) = (0u32, 0);
+                    while !stops.load(SeqCst) || received < sent {
+                        if !stops.load(SeqCst) && sent - received < 16 {
                             client.send(&sent.to_le_bytes()).unwrap();
                             sent += 1;
                             continue;
                         }
-                        assert_eq!(hear(&client), heard.to_le_bytes());
-                        heard += 1;
+                        assert_eq!(receive(&client), received.to_le_bytes());
+                        received += 1;
                     }
                 })
             })
@@ -237,7 +237,7 @@ fn a_flow_of_a_removed_backend_ends_in_the_old_process() {
     let out = tembuku.upgrade_with(&both, &list(&addrs(&servers[1..])));
     assert!(out.contains("0 sessions and 1 flow stay"), "{out}");
     servers[0].release();
-    let mut late = clients.each_ref().map(hear_text);
+    let mut late = clients.each_ref().map(receive_text);
     late.sort();
     assert_eq!(late, ["b1 late", "b2 late"]);
     for client in &clients {

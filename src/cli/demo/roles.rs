@@ -1,7 +1,7 @@
 //! Two servers of which one is the primary. They speak as much of the protocol of Redis as its
 //! check asks for, and any of them can be promoted.
 
-use super::super::say;
+use super::super::print;
 use std::{
     io::{self, BufRead as _, BufReader, Write as _},
     net::{TcpListener, TcpStream},
@@ -55,7 +55,7 @@ fn serve(name: &str, n: usize, stream: TcpStream, primary: &AtomicUsize) -> io::
             "quit" => return output.write_all(b"+OK\r\n"),
             "promote" => {
                 primary.store(n, Ordering::Relaxed);
-                let _ = say(&format!("{name}: promoted, the primary from now on\n"));
+                let _ = print(&format!("{name}: promoted, the primary from now on\n"));
                 format!("{name}, primary\n")
             }
             _ if is_primary => format!("{name}, primary\n"),

@@ -172,8 +172,8 @@ fn every_alert_is_documented_and_every_documented_one_is_there() {
     let (names, rows): (BTreeSet<_>, BTreeSet<_>) = (names.collect(), rows.collect());
     assert_eq!(names, rows);
     let readme = pages().into_iter().find(|page| page.name == "README.md");
-    let said = format!("The {} alerts:", names.len());
-    assert!(readme.expect("a page").text.contains(&said), "{said}");
+    let heading = format!("The {} alerts:", names.len());
+    assert!(readme.expect("a page").text.contains(&heading), "{heading}");
 }
 
 /// What docs/service.md shows of it.

@@ -294,7 +294,7 @@ fn record_fields() -> Vec<String> {
 }
 
 #[test]
-fn words_are_told_from_text() {
+fn words_are_distinguished_from_text() {
     for (text, is) in [
         ("on_drain", true),
         ("up", false),

@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// A column; the first of a list is as wide as the others leave room.
+/// A column; the first of a list is as wide as the others allow.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Column {
     pub(super) title: &'static str,

@@ -6,7 +6,7 @@ use super::{
     screen::fit,
     ui::Ui,
 };
-use crate::cli::{client::AdminClient, response::History, say};
+use crate::cli::{client::AdminClient, print, response::History};
 use std::collections::HashMap;
 
 /// Whole names and reasons, in columns that are as wide as they need. Rates are those of the last
@@ -38,7 +38,7 @@ pub(super) fn show(client: &AdminClient, mut ui: Ui) -> Result<(), String> {
         out.truncate(out.trim_end().len());
         out.push('\n');
     }
-    say(&out)
+    print(&out)
 }
 
 /// Those of the last sample.

@@ -350,7 +350,7 @@ impl Ui {
         Some(Line::of(Style::Warning, text))
     }
 
-    /// The views, of which the others are numbers where there is no room for their names, and what
+    /// The views, of which the others are numbers where their names do not fit, and what
     /// is shown of this one.
     fn settings(&self, columns: usize) -> Line {
         let text = self.selection();

@@ -32,7 +32,7 @@ pub(crate) static LIMITS: &[Row<Listener>] = rows! {
         }),
         "The same of one source.";
     "over_rate" Form::Word(OverRate::words), "refuse", Rated, value!(limits.over_rate),
-        "A session or flow that comes too early is refused (\"refuse\"), or waits for its turn \
+        "A session or flow that comes too early is refused (\"refuse\"), or waits \
          (\"delay\"): at most 1000 at once, and 10 seconds, beyond which it is refused.";
     "bandwidth" Form::Other("a table"), "", Always,
         code!(limits.bandwidth, |listener| write_bandwidth(listener.limits.bandwidth)),

@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn long_values_are_cut_and_what_is_said_of_them_is_not() {
+    fn long_values_are_cut_and_their_message_is_not() {
         for value in [
             "x".repeat(1 << 20),
             "x y\"\\".repeat(1 << 18),

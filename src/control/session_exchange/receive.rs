@@ -97,7 +97,7 @@ impl SessionReceiver {
             Err(_) => {}
         }
         for continuation in sessions.into_iter().flatten() {
-            self.carriers.go_on(continuation, self.taken);
+            self.carriers.resume_session(continuation, self.taken);
             self.taken += 1;
         }
         match sent {

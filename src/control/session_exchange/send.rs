@@ -335,7 +335,7 @@ impl SessionSender {
                 Some(Some(reason)) => Some(reason),
                 None => Some("not_answered".to_owned()),
             };
-            let said = match refused {
+            let verdict = match refused {
                 None => {
                     self.report.taken += 1;
                     HandoverAnswer::Taken
@@ -347,7 +347,7 @@ impl SessionSender {
                 }
             };
             // It fails only where the worker has ended.
-            let _ = answer.send(said);
+            let _ = answer.send(verdict);
         }
     }
 

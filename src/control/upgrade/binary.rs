@@ -83,7 +83,7 @@ impl Answer {
     fn reason(&self) -> String {
         match self.err.trim() {
             "" => self.status.to_string(),
-            said => said.to_owned(),
+            output => output.to_owned(),
         }
     }
 }

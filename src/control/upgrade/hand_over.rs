@@ -86,7 +86,7 @@ pub async fn prepare(
     let UpgradeOrder { binary, check_only } = &request.order;
     refuse_if_impossible(server)?;
     let checked = binary::check(binary.as_deref(), file).await?;
-    request.tell(Step::Checked {
+    request.send_step(Step::Checked {
         binary: checked.binary.display().to_string(),
         version: checked.program.clone(),
         done: *check_only,
@@ -96,7 +96,7 @@ pub async fn prepare(
     }
     let (channel, theirs) = Channel::pair().map_err(UpgradeError::Copies)?;
     let mut process = NewProcess::start(&checked.binary, theirs, &server.runtime.manager)?;
-    request.tell(Step::Started { pid: process.pid });
+    request.send_step(Step::Started { pid: process.pid });
     let binary = checked.binary.display();
     tracing::info!(pid = process.pid, %binary, "upgrade: process started");
     let mut link = Link::new(channel);
@@ -113,7 +113,7 @@ pub async fn prepare(
         left,
         left_datagrams,
     } = result.map_err(|error| with_end(error, &mut process))?;
-    request.tell(Step::Ready { sockets, listeners });
+    request.send_step(Step::Ready { sockets, listeners });
     tracing::info!(
         pid = process.pid,
         sockets,
@@ -274,7 +274,7 @@ impl Server {
                 let sessions_left = state.process.sessions.connections().count();
                 let flows_left = state.process.sessions.flows().count();
                 tracing::info!(pid, sessions_left, flows_left, "upgrade: done");
-                request.tell(Step::Done {
+                request.send_step(Step::Done {
                     pid,
                     sessions_left,
                     flows_left,
@@ -323,7 +323,7 @@ impl Server {
         let accept = Accept { next_session };
         send(link, Kind::Accept, accept.write()).await?;
         receive(link, Kind::Accepting, STEP).await?;
-        request.tell(Step::Accepting);
+        request.send_step(Step::Accepting);
         tracing::info!("upgrade: the new process accepts");
         give_flows(link, Arc::clone(flows)).await?;
         let handover = state.view().plan.process.handover;
@@ -385,7 +385,7 @@ async fn send_sessions(
     for (reason, sessions) in &report.refused {
         tracing::warn!(reason, sessions, "upgrade: sessions stay here");
     }
-    request.tell(Step::Sessions { taken, refused });
+    request.send_step(Step::Sessions { taken, refused });
     Ok(())
 }
 

@@ -111,9 +111,9 @@ fn servers_that_hang() {
     expect(&url, &address, "there is no response within 400ms");
     let url = format!("https://{address}");
     for (kind, error) in errors(&url) {
-        let is_told = error.contains("TLS is not established within 400ms")
+        let is_named = error.contains("TLS is not established within 400ms")
             || error.contains("no certificates to verify by");
-        assert!(is_told, "{kind}: {error}");
+        assert!(is_named, "{kind}: {error}");
     }
     let server = Fake::start(|_, _, stream| {
         let _ =
@@ -200,8 +200,9 @@ fn answers_without_end() {
     });
     for (kind, error) in errors(&server.url()) {
         // On a machine that is busy it may be the time.
-        let is_told = error.contains("longer than 16 MiB") || error.contains("not complete within");
-        assert!(is_told, "{kind}: {error}");
+        let is_named =
+            error.contains("longer than 16 MiB") || error.contains("not complete within");
+        assert!(is_named, "{kind}: {error}");
     }
     let server = Fake::start(|_, _, stream| {
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n");

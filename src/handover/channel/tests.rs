@@ -119,7 +119,7 @@ fn a_message_that_has_lost_descriptors_is_read_where_that_is_expected() {
 
 /// The kernel reports first that the other side has not read everything.
 #[test]
-fn what_the_other_side_has_said_is_read_although_it_has_not_read_all() {
+fn messages_of_the_other_side_are_read_although_it_has_not_read_all() {
     let (mut a, mut b) = pair();
     b.send(Kind::Accept, 1, b"", &[], soon()).expect("sent");
     a.send(Kind::Ready, 1, b"", &[], soon()).expect("sent");

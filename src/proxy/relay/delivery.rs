@@ -169,8 +169,8 @@ impl DeliveryCheck {
 fn is_paused(sending: &Sending, limit: Duration) -> bool {
     match sending.window {
         Window::Open => false,
-        Window::Probed { unanswered } => unanswered < LOST_PROBES || sending.heard_before < limit,
-        Window::Shrunk => sending.heard_before < limit.max(SLOWEST),
+        Window::Probed { unanswered } => unanswered < LOST_PROBES || sending.last_ack_age < limit,
+        Window::Shrunk => sending.last_ack_age < limit.max(SLOWEST),
     }
 }
 
@@ -178,11 +178,11 @@ fn is_paused(sending: &Sending, limit: Duration) -> bool {
 mod tests {
     use super::*;
 
-    fn sending(progress: u64, window: Window, heard_before: u64) -> Option<Sending> {
+    fn sending(progress: u64, window: Window, last_ack_age: u64) -> Option<Sending> {
         Some(Sending {
             progress,
             window,
-            heard_before: Duration::from_secs(heard_before),
+            last_ack_age: Duration::from_secs(last_ack_age),
         })
     }
 

@@ -159,7 +159,7 @@ impl Direction {
     }
 
     /// Goes on where another process has stopped.
-    pub(super) fn go_on(&mut self, state: DirectionState) {
+    pub(super) fn resume_from(&mut self, state: DirectionState) {
         *self = Self {
             held: match state.held {
                 HeldState::Nothing => Held::Nothing,

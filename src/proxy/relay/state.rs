@@ -81,10 +81,10 @@ impl Relay<'_> {
     }
 
     /// Goes on where another process has stopped.
-    pub(super) fn go_on(&mut self, state: RelayState) {
+    pub(super) fn resume_from(&mut self, state: RelayState) {
         let now = executor::now();
-        self.up.go_on(state.up);
-        self.down.go_on(state.down);
+        self.up.resume_from(state.up);
+        self.down.resume_from(state.down);
         self.broken = state.broken;
         self.next_check = state.next_check.unwrap_or(NEVER);
         self.delivery = state.delivery.map(|d| Box::new(Delivery::of(d, now)));

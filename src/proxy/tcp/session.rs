@@ -30,7 +30,7 @@ pub(super) fn serve(permits: Permits, client: Stream) -> impl Future<Output = ()
 }
 
 /// For a session that another process has relayed so far.
-pub(super) fn go_on(
+pub(super) fn resume(
     permits: Permits,
     client: Stream,
     opened: Box<Opened>,
@@ -142,7 +142,7 @@ async fn open(permits: &Permits, client: &Stream) -> Result<Opened, NotOpened> {
         NotOpened::Refused(reason)
     })?;
     if let Some(delay) = delay {
-        let waited = wait::wait_for_turn(delay, client, session, service.plan.half_close).await;
+        let waited = wait::wait_for_rate(delay, client, session, service.plan.half_close).await;
         waited.map_err(|unserved| NotOpened::Unserved(unserved, Vec::new()))?;
     }
     let mut attempts = Vec::new();

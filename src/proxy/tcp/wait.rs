@@ -1,4 +1,4 @@
-//! A session waits: for its turn where sessions begin at a limited rate, and for a backend.
+//! A session waits: until a limited rate allows it to begin, and for a backend.
 
 use super::client_watch::ClientWatch;
 use crate::{
@@ -69,7 +69,7 @@ pub(super) async fn wait_for_backend(
 }
 
 /// Waits for the time of a session that came too early, for as long as the client is there.
-pub(super) async fn wait_for_turn(
+pub(super) async fn wait_for_rate(
     delay: Delay,
     client: &Stream,
     session: &Session,

@@ -134,7 +134,7 @@ impl Listeners {
             Order::SetExit(exit) => set_exit(exit),
             Order::GoOn(continuation) => {
                 let (permits, client, opened) = continuation.open();
-                let serving = session::go_on(permits, client, opened);
+                let serving = session::resume(permits, client, opened);
                 executor::spawn(self.tasks.track_future(serving));
             }
             // Without refusing clients: another process may go on with these sockets.

@@ -132,7 +132,7 @@ fn a_session_carries_its_rate_whatever_that_is() {
 }
 
 #[test]
-fn sessions_that_share_a_limit_take_turns() {
+fn sessions_that_share_a_limit_alternate() {
     const RATE: u64 = 10_000_000;
     for scope in ["source", "listener"] {
         let mut limits = Limits::default();

@@ -238,7 +238,7 @@ impl Session {
         }
     }
 
-    pub(super) fn go_on(&self, continued: &Continued) {
+    pub(super) fn restore(&self, continued: &Continued) {
         self.set_active(continued.active_millis);
         self.received.store(continued.received, Ordering::Relaxed);
         self.sent.store(continued.sent, Ordering::Relaxed);

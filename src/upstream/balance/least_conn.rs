@@ -50,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn turns_decide_among_equals() {
+    fn the_rotation_decides_among_equals() {
         let now = [(FULL, 2), (FULL, 2), (FULL, 5)];
         let in_rotation = [0, 1, 0, 1].map(Some);
         assert_eq!(picked(&[1, 1, 1], &now, 4), in_rotation);

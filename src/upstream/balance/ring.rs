@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn after_twenty_steps_turns_decide() {
+    fn after_twenty_steps_the_rotation_decides() {
         let mut lookup = KeyLookup::ring(b"192.0.2.1");
         assert_eq!(pick_with(&mut lookup, |_| false), None);
         assert_eq!(lookup.steps, 21);

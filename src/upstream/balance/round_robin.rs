@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_weights_take_turns_in_order() {
+    fn equal_weights_alternate_in_order() {
         assert_eq!(pick_in_rotation(&[1, 1, 1], 6), [1, 2, 3, 1, 2, 3]);
     }
 
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_starts_slowly_has_fewer_turns() {
+    fn one_that_starts_slowly_is_picked_less_often() {
         let mut rr = RoundRobin::new([1, 1]);
         let share = |i| if i == 0 { FULL / 4 } else { FULL };
         let first = (0..100).filter(|_| rr.pick(0..2, share) == Some(0)).count();

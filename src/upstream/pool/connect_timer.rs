@@ -75,7 +75,7 @@ impl ConnectTimer {
     }
 
     /// To be called whenever the relay has moved bytes, until an answer has begun.
-    pub fn look(&mut self, has_asked: bool, has_answered: bool, now: Instant) {
+    pub fn observe(&mut self, has_asked: bool, has_answered: bool, now: Instant) {
         if has_answered {
             if !has_asked {
                 self.pool.speaks_first.store(true, Relaxed);

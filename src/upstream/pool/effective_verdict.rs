@@ -14,7 +14,7 @@ use crate::{
     upstream::{
         backend::Backend,
         health::{
-            VerdictChange, PrimaryClaim, Epoch, Evidence, FailureOf, Standing, Supersedes, Verdict,
+            Epoch, Evidence, FailureOf, PrimaryClaim, Standing, Supersedes, Verdict, VerdictChange,
             count_servers, standings,
         },
     },

@@ -6,7 +6,7 @@ use crate::{
     upstream::{
         backend::Backend,
         balance::Average,
-        health::{VerdictChange, PrimaryClaim, Evidence, FailRule, Passive, Verdict},
+        health::{Evidence, FailRule, Passive, PrimaryClaim, Verdict, VerdictChange},
     },
 };
 use std::{

@@ -12,7 +12,7 @@ use crate::{
         SessionAction, Target, Upstream, reason::CheckResult,
     },
     telemetry::metrics::Exporter,
-    upstream::health::{VerdictChange, Epoch, FailureOf, Finding, Lag},
+    upstream::health::{Epoch, FailureOf, Finding, Lag, VerdictChange},
 };
 use std::{net::SocketAddr, time::Duration};
 

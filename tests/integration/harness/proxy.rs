@@ -71,7 +71,7 @@ pub(crate) fn read_header(stream: &mut impl Read) -> ReceivedHeader {
 }
 
 /// Requires a header, sends a line with the client that it names, and then echoes all bytes.
-pub(crate) fn told_server() -> Server {
+pub(crate) fn client_naming_server() -> Server {
     Server::start(tell_and_echo)
 }
 

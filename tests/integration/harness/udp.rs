@@ -202,7 +202,7 @@ pub(crate) fn client_from(source: IpAddr, front: SocketAddr) -> UdpSocket {
 
 /// What comes next, as long as that takes.
 #[track_caller]
-pub(crate) fn hear(client: &UdpSocket) -> Vec<u8> {
+pub(crate) fn receive(client: &UdpSocket) -> Vec<u8> {
     let mut bytes = vec![0; 65_536];
     let length = client
         .recv(&mut bytes)
@@ -212,20 +212,20 @@ pub(crate) fn hear(client: &UdpSocket) -> Vec<u8> {
 }
 
 #[track_caller]
-pub(crate) fn hear_text(client: &UdpSocket) -> String {
-    String::from_utf8(hear(client)).unwrap()
+pub(crate) fn receive_text(client: &UdpSocket) -> String {
+    String::from_utf8(receive(client)).unwrap()
 }
 
 /// Sends a datagram, and returns the next that comes back.
 #[track_caller]
 pub(crate) fn ask(client: &UdpSocket, what: &str) -> String {
     client.send(what.as_bytes()).unwrap();
-    hear_text(client)
+    receive_text(client)
 }
 
 /// What has come already, if anything has.
 #[track_caller]
-pub(crate) fn heard(client: &UdpSocket) -> Option<Vec<u8>> {
+pub(crate) fn receive_if_any(client: &UdpSocket) -> Option<Vec<u8>> {
     let mut bytes = vec![0; 65_536];
     client.set_nonblocking(true).unwrap();
     let result = client.recv(&mut bytes);

@@ -322,7 +322,11 @@ fn flows_go_along_with_an_address_whose_listener_is_renamed() {
         tembuku.reload(&config.replace("[listeners.l]", &format!("[listeners.{listener}]")));
         servers.iter().for_each(UdpServer::release);
         for (client, own) in clients.iter().zip(&own) {
-            assert_eq!(udp::hear_text(client), format!("{own} late"), "{listener}");
+            assert_eq!(
+                udp::receive_text(client),
+                format!("{own} late"),
+                "{listener}"
+            );
             assert_eq!(
                 udp::ask(client, "next"),
                 format!("{own} next"),

@@ -58,10 +58,10 @@ fn a_file_that_is_no_program_changes_nothing() {
         (place("part", &whole[..1 << 20]), "signal: "),
     ] {
         let output = tembuku.try_upgrade(&["--binary", path.to_str().unwrap()]);
-        let said = text(&output);
-        assert_eq!(output.status.code(), Some(1), "{path:?}: {said}");
-        assert!(said.contains(words), "{path:?}: {said}");
-        assert!(said.contains(path.to_str().unwrap()), "{said}");
+        let printed = text(&output);
+        assert_eq!(output.status.code(), Some(1), "{path:?}: {printed}");
+        assert!(printed.contains(words), "{path:?}: {printed}");
+        assert!(printed.contains(path.to_str().unwrap()), "{printed}");
         assert_eq!(tembuku.pid(), tembuku.current, "{path:?}");
         assert_eq!(streams.advance(&path.display().to_string()), 0);
     }
@@ -105,11 +105,11 @@ fn the_binary_is_the_one_that_is_at_the_path_now() {
     let streams = Streams::start(front, 20);
     fs::remove_file(&own).unwrap();
     let output = tembuku.try_upgrade(&[]);
-    let said = text(&output);
-    assert_eq!(output.status.code(), Some(1), "{said}");
+    let printed = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{printed}");
     assert!(
-        said.contains("cannot run") && said.contains("No such file"),
-        "{said}"
+        printed.contains("cannot run") && printed.contains("No such file"),
+        "{printed}"
     );
     copy_binary(&own);
     tembuku.upgrade();

@@ -36,9 +36,9 @@ fn through(tembuku: &Succession, wrapper: &str) -> PathBuf {
 fn fails(tembuku: &Succession, streams: &Streams, wrapper: &str, words: &str) {
     let script = through(tembuku, wrapper);
     let output = tembuku.try_upgrade(&["--binary", script.to_str().unwrap()]);
-    let said = text(&output);
-    assert_eq!(output.status.code(), Some(1), "{wrapper}: {said}");
-    assert!(said.contains(words), "{wrapper}: {said}");
+    let printed = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{wrapper}: {printed}");
+    assert!(printed.contains(words), "{wrapper}: {printed}");
     assert_eq!(tembuku.pid(), tembuku.current);
     assert_eq!(streams.advance(wrapper), 0);
 }
@@ -102,11 +102,11 @@ fn two_upgrades_and_reloads_at_once_cost_no_session() {
             let upgrades = upgrades.map(|one| one.join().unwrap());
             // It is made before or after, or is told that this process stops.
             let reloaded = reload.join().unwrap();
-            let said = text(&reloaded);
+            let printed = text(&reloaded);
             let is_known = ["the process stops", "cannot reach", "cut off"];
             assert!(
-                reloaded.status.success() || is_known.iter().any(|words| said.contains(words)),
-                "{said}"
+                reloaded.status.success() || is_known.iter().any(|words| printed.contains(words)),
+                "{printed}"
             );
             upgrades
         });

@@ -64,13 +64,13 @@ impl Row {
     fn fails(&self, behaviour: &str, words: &str, lost: std::ops::RangeInclusive<usize>) {
         let before = self.streams.cut();
         let output = self.begin(behaviour).join().unwrap();
-        let said = text(&output);
+        let printed = text(&output);
         assert!(
             between::done(&self.tembuku).is_some(),
-            "{behaviour}: {said}"
+            "{behaviour}: {printed}"
         );
-        assert_eq!(output.status.code(), Some(1), "{behaviour}: {said}");
-        assert!(said.contains(words), "{behaviour}: {said}");
+        assert_eq!(output.status.code(), Some(1), "{behaviour}: {printed}");
+        assert!(printed.contains(words), "{behaviour}: {printed}");
         assert_eq!(self.tembuku.pid(), self.tembuku.current, "{behaviour}");
         let cut = self.streams.advance(behaviour) - before;
         println!("{behaviour}: {cut} sessions lost");
@@ -81,13 +81,13 @@ impl Row {
         let mut lines = log
             .lines()
             .filter(|line| line.contains("go on in this process"));
-        let said = lines.next_back().map_or(0, |line| {
+        let printed = lines.next_back().map_or(0, |line| {
             let line: Value = serde_json::from_str(line).unwrap();
             line["lost"].as_u64().unwrap()
         });
         assert!(
-            cut == 0 || said == cut as u64,
-            "{behaviour}: {said} called lost, {cut} are"
+            cut == 0 || printed == cut as u64,
+            "{behaviour}: {printed} called lost, {cut} are"
         );
     }
 
@@ -192,10 +192,10 @@ fn sessions_follow_when_a_new_process_that_stood_still_goes_on() {
     kill_process(Pid::from_raw(new as i32).unwrap(), Signal::CONT).unwrap();
     let output = command.join().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
-    let said = text(&output);
+    let printed = text(&output);
     assert!(
-        said.contains("100 moved") && said.contains("nothing is left"),
-        "{said}"
+        printed.contains("100 moved") && printed.contains("nothing is left"),
+        "{printed}"
     );
     row.tembuku.current = new;
     assert_eq!(row.streams.advance("in the new process"), 0);
@@ -241,9 +241,9 @@ fn a_session_that_follows_late_goes_on_where_it_is_if_it_is_not_taken() {
 fn a_new_process_that_may_open_no_more_takes_no_sessions() {
     let mut row = Row::new();
     let output = row.begin("no-descriptors at sessions 1").join().unwrap();
-    let said = text(&output);
-    assert_eq!(output.status.code(), Some(0), "{said}");
-    assert!(said.contains("refused by the new process"), "{said}");
+    let printed = text(&output);
+    assert_eq!(output.status.code(), Some(0), "{printed}");
+    assert!(printed.contains("refused by the new process"), "{printed}");
     row.tembuku.current = between::done(&row.tembuku).unwrap();
     assert_eq!(row.streams.advance("in both processes"), 0);
     let status = row.tembuku.status();

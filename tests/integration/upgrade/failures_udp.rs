@@ -76,10 +76,13 @@ fn a_new_process_that_fails_while_it_takes_flows_costs_no_client() {
     ] {
         let program = between::program(&row.tembuku, behaviour);
         let output = row.run(program);
-        let said = text(&output);
-        assert_eq!(output.status.code(), Some(1), "{behaviour}: {said}");
-        assert!(said.contains(words), "{behaviour}: {said}");
-        assert!(between::done(&row.tembuku).is_some(), "{behaviour}: {said}");
+        let printed = text(&output);
+        assert_eq!(output.status.code(), Some(1), "{behaviour}: {printed}");
+        assert!(printed.contains(words), "{behaviour}: {printed}");
+        assert!(
+            between::done(&row.tembuku).is_some(),
+            "{behaviour}: {printed}"
+        );
         assert_eq!(row.tembuku.pid(), row.tembuku.current, "{behaviour}");
         row.all_are_answered(behaviour);
     }
@@ -118,11 +121,11 @@ fn a_new_process_that_may_open_no_more_takes_no_flows() {
     let mut row = Row::new();
     let program = between::program(&row.tembuku, "no-descriptors at udp_flows 1");
     let output = row.run(program);
-    let said = text(&output);
-    assert_eq!(output.status.code(), Some(0), "{said}");
+    let printed = text(&output);
+    assert_eq!(output.status.code(), Some(0), "{printed}");
     assert!(
-        !said.contains("and 0 flows stay") && said.contains("flows stay"),
-        "{said}"
+        !printed.contains("and 0 flows stay") && printed.contains("flows stay"),
+        "{printed}"
     );
     row.tembuku.current = between::done(&row.tembuku).unwrap();
     let pid = row.tembuku.current;

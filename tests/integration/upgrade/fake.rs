@@ -45,9 +45,9 @@ fn fails(tembuku: &Succession, (load, streams): (&Load, &Streams), behaviour: &s
         chmod
     });
     let output = tembuku.try_upgrade(&["--binary", script.to_str().unwrap()]);
-    let said = text(&output);
-    assert_eq!(output.status.code(), Some(1), "{behaviour}: {said}");
-    assert!(said.contains(words), "{behaviour}: {said}");
+    let printed = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{behaviour}: {printed}");
+    assert!(printed.contains(words), "{behaviour}: {printed}");
     assert_eq!(tembuku.pid(), tembuku.current, "{behaviour}");
     assert_eq!(streams.advance(behaviour), 0);
     let counts = load.take(behaviour);

@@ -205,10 +205,10 @@ impl Behind {
     fn wrk(&self, time: usize) {
         let mut wrk = command(&format!("wrk -t 1 -c 16 --timeout 30s -d {time}s"));
         wrk.arg(format!("http://{}/file", self.fronts[0]));
-        let said = run_ok(limit(time), wrk);
-        assert!(said.contains("requests in"), "{said}");
+        let printed = run_ok(limit(time), wrk);
+        assert!(printed.contains("requests in"), "{printed}");
         for word in ["Socket errors", "Non-2xx"] {
-            assert!(!said.contains(word), "{said}");
+            assert!(!printed.contains(word), "{printed}");
         }
     }
 
@@ -219,8 +219,11 @@ impl Behind {
             let mut benchmark =
                 command("redis-benchmark -q -c 10 -n 30000 -t set,get -h 127.0.0.1");
             benchmark.args(["-p", &self.fronts[1].port().to_string()]);
-            let said = run_ok(limit(time), benchmark);
-            assert!(said.contains("GET") && !said.contains("rror"), "{said}");
+            let printed = run_ok(limit(time), benchmark);
+            assert!(
+                printed.contains("GET") && !printed.contains("rror"),
+                "{printed}"
+            );
         }
     }
 
@@ -229,12 +232,12 @@ impl Behind {
         let mut iperf3 = command("iperf3 --client 127.0.0.1 --bidir --json");
         let port = self.fronts[2].port().to_string();
         iperf3.args(["--port", &port, "--time", &time.to_string()]);
-        let said = run_ok(limit(time), iperf3);
-        let report: Value = serde_json::from_str(&said).unwrap();
-        assert!(report.get("error").is_none(), "{said}");
+        let printed = run_ok(limit(time), iperf3);
+        let report: Value = serde_json::from_str(&printed).unwrap();
+        assert!(report.get("error").is_none(), "{printed}");
         for side in ["sum_sent", "sum_sent_bidir_reverse"] {
             let bytes = report["end"][side]["bytes"].as_u64().unwrap();
-            assert!(bytes > 1 << 20, "{said}");
+            assert!(bytes > 1 << 20, "{printed}");
         }
     }
 
@@ -242,22 +245,22 @@ impl Behind {
         let mut bench = postgres_client("pgbench", self.fronts[3]);
         bench.args(["-n", "-c", "4", "-j", "1", "-T", &time.to_string()]);
         let output = run(limit(time), bench);
-        let said = text(&output);
-        assert!(output.status.success(), "{said}");
-        let is_complete = said.contains("number of failed transactions: 0 ");
-        assert!(is_complete && !said.contains("abort"), "{said}");
+        let printed = text(&output);
+        assert!(output.status.success(), "{printed}");
+        let is_complete = printed.contains("number of failed transactions: 0 ");
+        assert!(is_complete && !printed.contains("abort"), "{printed}");
     }
 
     fn dnsperf(&self, time: usize) {
         let mut asked = dnsperf(&self.dir, self.fronts[5], time * 3, 300);
         asked.args(["-l", &(2 * time + 30).to_string()]);
-        let said = run_ok(limit(2 * time), asked);
-        let report = report(&said);
+        let printed = run_ok(limit(2 * time), asked);
+        let report = report(&printed);
         let all = 100 * 3 * time as u64;
         assert_eq!(
             (report.sent, report.noerror, report.lost),
             (all, all, 0),
-            "{said}"
+            "{printed}"
         );
     }
 
@@ -379,9 +382,9 @@ fn sessions_and_flows_go_over_to_another_version_and_back() {
             assert_eq!(ask(client, "who"), "b who");
         }
         let output = tembuku.try_upgrade(&["--binary", program.to_str().unwrap()]);
-        let said = text(&output);
-        assert_eq!(output.status.code(), Some(0), "{n}: {said}");
-        assert!(said.contains("nothing is left behind"), "{n}: {said}");
+        let printed = text(&output);
+        assert_eq!(output.status.code(), Some(0), "{n}: {printed}");
+        assert!(printed.contains("nothing is left behind"), "{n}: {printed}");
         tembuku.current = tembuku.pid();
         tembuku.wait_alone();
         assert_eq!(streams.advance("another version"), 0, "{n}");

@@ -72,9 +72,9 @@ impl Trial {
     fn stops(mut self, command: JoinHandle<Output>, what: &str) {
         self.tembuku.first.proc.signal(Signal::TERM);
         let output = command.join().unwrap();
-        let said = text(&output);
-        assert_eq!(output.status.code(), Some(1), "{what}: {said}");
-        assert!(said.contains("the process stops"), "{what}: {said}");
+        let printed = text(&output);
+        assert_eq!(output.status.code(), Some(1), "{what}: {printed}");
+        assert!(printed.contains("the process stops"), "{what}: {printed}");
         // Sessions go on for as long as the drain lasts.
         assert_eq!(self.streams.cut(), 0, "{what}");
         drop(self.streams);
@@ -227,9 +227,9 @@ fn a_new_process_that_is_stopped_leaves_the_old_one_in_place() {
         let command = trial.begin_delayed(message);
         signal(trial.new_process(), Signal::TERM);
         let output = command.join().unwrap();
-        let said = text(&output);
-        assert_eq!(output.status.code(), Some(1), "{message}: {said}");
-        assert!(said.contains("has ended"), "{message}: {said}");
+        let printed = text(&output);
+        assert_eq!(output.status.code(), Some(1), "{message}: {printed}");
+        assert!(printed.contains("has ended"), "{message}: {printed}");
         let now = trial.streams.advance(message);
         assert!(lost.contains(&(now - cut)), "{message}: {} lost", now - cut);
         cut = now;

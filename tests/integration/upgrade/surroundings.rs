@@ -14,7 +14,7 @@ fn the_service_manager_learns_of_the_new_process_from_the_old_one() {
     let path = dir.file("notify");
     let manager = UnixDatagram::bind(&path).unwrap();
     manager.set_read_timeout(Some(millis(50))).unwrap();
-    let hear = || {
+    let receive_message = || {
         let mut bytes = [0; 4096];
         let received = poll(secs(10), || manager.recv(&mut bytes).ok());
         String::from_utf8(bytes[..received.expect("a message")].to_vec()).unwrap()
@@ -23,13 +23,13 @@ fn the_service_manager_learns_of_the_new_process_from_the_old_one() {
     let (_, config) = front_of(&server);
     let environment = format!("env NOTIFY_SOCKET={}", path.display());
     let mut tembuku = Succession::start_under(&environment, &config);
-    assert!(hear().starts_with("READY=1"));
+    assert!(receive_message().starts_with("READY=1"));
     tembuku.upgrade();
     let first = format!("MAINPID={}\nREADY=1\nSTATUS=1 listener", tembuku.current);
-    assert_eq!(hear(), first);
+    assert_eq!(receive_message(), first);
     tembuku.upgrade();
     // Nothing else comes in between: neither says that it stops, nor that it starts.
-    assert!(hear().starts_with(&format!("MAINPID={}\n", tembuku.current)));
+    assert!(receive_message().starts_with(&format!("MAINPID={}\n", tembuku.current)));
 }
 
 /// More sockets than go into a message, by a user without privileges.
@@ -82,7 +82,7 @@ fn one_upgrade_at_a_time_and_none_during_a_drain() {
     tembuku.current = tembuku.pid();
     let failed = outputs.iter().filter(|o| o.status.code() != Some(0));
     for output in failed {
-        let said = text(output);
+        let printed = text(output);
         let is_known = [
             "another upgrade is under way",
             "the process stops",
@@ -90,8 +90,8 @@ fn one_upgrade_at_a_time_and_none_during_a_drain() {
             "still has",
         ]
         .iter()
-        .any(|words| said.contains(words));
-        assert!(is_known, "{said}");
+        .any(|words| printed.contains(words));
+        assert!(is_known, "{printed}");
     }
     assert!(outputs.iter().any(|output| output.status.success()));
     tembuku.wait_alone();

@@ -8,7 +8,7 @@ use crate::harness::{
     secs,
     server::{Server, named},
     tembuku::cli,
-    udp::{self, UdpServer, ask, hear_text, heard},
+    udp::{self, UdpServer, ask, receive_if_any, receive_text},
     wait_until,
 };
 use std::{
@@ -184,12 +184,12 @@ fn flows_that_wait_end_and_begin_again_in_the_new_process() {
         let last = clients.last().unwrap();
         last.send(b"again").unwrap();
         tembuku.wait_waiting(line, 1);
-        assert_eq!(heard(last), None);
+        assert_eq!(receive_if_any(last), None);
         match line {
             "queued" => tembuku.operate(&["kill", "--backend", &server.addr.to_string()]),
             _ => tembuku.operate(&["ready", &name]),
         }
-        assert_eq!(hear_text(last), "b1 again", "{line}");
+        assert_eq!(receive_text(last), "b1 again", "{line}");
         if line == "held" {
             assert_eq!(ask(&clients[0], "too"), "b1 too");
         }

@@ -43,7 +43,7 @@ const DATABASES: [&str; 9] = [
 enum Setting {
     Key(&'static str, String),
     /// Another function writes it.
-    Elsewhere,
+    ReadByOthers,
     /// It sets the default, or has no effect here.
     Default,
     Lost(&'static str),
@@ -228,7 +228,7 @@ impl<'a> Import<'a> {
                     self.carried(setting);
                 }
                 Setting::Default => self.carried(setting),
-                Setting::Elsewhere => {}
+                Setting::ReadByOthers => {}
                 Setting::Lost(why) => self.lost(setting, why),
             }
         }
@@ -394,7 +394,7 @@ impl<'a> Import<'a> {
                 | "proxy_download_rate"
                 | "proxy_upload_rate",
                 _,
-            ) => Setting::Elsewhere,
+            ) => Setting::ReadByOthers,
             ("proxy_connect_timeout", false) => match above_zero {
                 Some(time) => Setting::Key("connect_timeout", quoted(&time)),
                 None => Setting::Lost("`connect_timeout` is longer than zero"),
@@ -406,14 +406,14 @@ impl<'a> Import<'a> {
             ("proxy_half_close", false) if first == "on" => {
                 Setting::Key("half_close", "true".to_owned())
             }
-            ("proxy_socket_keepalive", false) if first == "on" => Setting::Elsewhere,
+            ("proxy_socket_keepalive", false) if first == "on" => Setting::ReadByOthers,
             ("proxy_next_upstream", _) if first == "off" => Setting::Key("retries", "0".to_owned()),
             ("proxy_next_upstream_tries", _) => match number {
                 Ok(0) | Err(_) => Setting::Default,
                 Ok(tries) => Setting::Key("retries", (tries - 1).to_string()),
             },
             ("proxy_requests", true) => Setting::Key("requests", first.to_owned()),
-            ("proxy_responses", true) if first == "0" => Setting::Elsewhere,
+            ("proxy_responses", true) if first == "0" => Setting::ReadByOthers,
             ("proxy_responses", true) => Setting::Key("responses", first.to_owned()),
             ("tcp_nodelay", false) if first == "off" => Setting::Key("nodelay", "false".to_owned()),
             _ => Setting::Default,

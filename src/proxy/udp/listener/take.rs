@@ -158,7 +158,7 @@ impl Listener {
         let serial = context.next_serial();
         let mut flow = Flow::new(key, serial, link, port_use, permits, lease, context.now)
             .with_extras(header, clock.flatten(), attempt.into_iter().collect());
-        flow.go_on(&progress);
+        flow.set_progress(&progress);
         let due = flow.due(self.is_draining);
         let number = self.enter(context, flow, due);
         if is_current {
@@ -177,7 +177,7 @@ impl Listener {
         let Some(flow) = self.flows.get_mut(number as usize) else {
             return;
         };
-        flow.go_on(&change.progress);
+        flow.set_progress(&change.progress);
         let session = flow.permits.session();
         session.set_active(change.progress.active_millis.min(context.ms));
         let [received, sent] = change.progress.bytes;
@@ -255,7 +255,7 @@ impl Listener {
 }
 
 impl Flow {
-    fn go_on(&mut self, progress: &FlowProgress) {
+    fn set_progress(&mut self, progress: &FlowProgress) {
         let FlowProgress {
             active_millis: _,
             taken,

@@ -1,4 +1,4 @@
-//! Flows that wait before they begin: for their turn where flows begin at a limited rate, and for a
+//! Flows that wait before they begin: until a limited rate allows them, and for a
 //! backend. The datagram that began a flow is kept; those that follow meanwhile are dropped.
 
 use super::{
@@ -232,14 +232,14 @@ impl Listener {
         };
         match next {
             Next::WaitUntil(_) => {}
-            Next::FindBackend => self.go_on(context, flow, Candidate::Unknown),
-            Next::Serve(served) => self.go_on(context, flow, Candidate::Served(served)),
+            Next::FindBackend => self.leave_wait(context, flow, Candidate::Unknown),
+            Next::Serve(served) => self.leave_wait(context, flow, Candidate::Served(served)),
             Next::End(unserved, drop) => self.end_waiting(context, flow, unserved, drop),
         }
     }
 
     /// The wait of a flow is over: it begins, unless it has to wait for something else now.
-    fn go_on(&mut self, context: &mut Context, waited: WaitingFlow, candidate: Candidate) {
+    fn leave_wait(&mut self, context: &mut Context, waited: WaitingFlow, candidate: Candidate) {
         let WaitingFlow {
             beginning,
             datagram,

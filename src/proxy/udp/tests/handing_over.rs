@@ -119,7 +119,7 @@ fn send(client: &UdpSocket, n: u32) {
 }
 
 #[track_caller]
-fn hear(client: &UdpSocket) -> u32 {
+fn receive(client: &UdpSocket) -> u32 {
     let mut bytes = [0; 2_048];
     let length = client.recv(&mut bytes).expect("a reply in time");
     number(&bytes[..length])
@@ -128,7 +128,7 @@ fn hear(client: &UdpSocket) -> u32 {
 #[track_caller]
 fn ask(client: &UdpSocket, n: u32) {
     send(client, n);
-    assert_eq!(hear(client), n);
+    assert_eq!(receive(client), n);
 }
 
 /// A process before one backend, and the sockets that it has.
@@ -185,15 +185,15 @@ fn nothing_is_lost_or_doubled_or_reordered() {
             let stops = Arc::clone(&stops);
             thread::spawn(move || {
                 let client = client(front);
-                let (mut sent, mut heard) = (0, 0);
-                while !stops.load(SeqCst) || heard < sent {
-                    if !stops.load(SeqCst) && sent - heard < WINDOW {
+                let (mut sent, mut received) = (0, 0);
+                while !stops.load(SeqCst) || received < sent {
+                    if !stops.load(SeqCst) && sent - received < WINDOW {
                         send(&client, sent);
                         sent += 1;
                         continue;
                     }
-                    assert_eq!(hear(&client), heard);
-                    heard += 1;
+                    assert_eq!(receive(&client), received);
+                    received += 1;
                 }
                 sent
             })
@@ -289,7 +289,7 @@ fn a_reply_that_is_owed_ends_its_flow_in_the_other_process() {
     backend.keep(false);
     clients
         .iter()
-        .for_each(|client| assert_eq!(hear(client), 7));
+        .for_each(|client| assert_eq!(receive(client), 7));
     wait_until("they are over", || new.flows() == 0);
     assert_eq!(new.closed(CloseReason::Ok), 10);
     old.stop();
@@ -360,7 +360,7 @@ fn replies_come_from_the_address_that_was_asked() {
     backend.keep(false);
     clients
         .iter()
-        .for_each(|client| assert_eq!(hear(client), 2));
+        .for_each(|client| assert_eq!(receive(client), 2));
     clients.iter().for_each(|client| ask(client, 3));
     new.stop();
 }
@@ -392,7 +392,7 @@ fn a_client_that_a_header_has_named_is_known_to_the_other_process() {
         b"\r\n\r\n\0\r\nQUIT\n\x21\x12\0\x0c\xc0\0\x02\x01\xc0\0\x02\x02\0\x01\0\x02".to_vec();
     named.extend(1u32.to_le_bytes());
     client.send(&named).expect("sent");
-    assert_eq!(hear(&client), 1);
+    assert_eq!(receive(&client), 1);
     // The flow has had its reply, so that only the name is left.
     wait_until("the flow is over", || old.flows() == 0);
     let new = next(2, &group, keys, &backend);
@@ -417,7 +417,7 @@ fn a_flow_whose_backend_is_unknown_stays_for_its_replies() {
     ask(&client, 3);
     assert_eq!((second.count(), new.flows(), old.flows()), (1, 1, 1));
     first.keep(false);
-    assert_eq!(hear(&client), 2);
+    assert_eq!(receive(&client), 2);
     old.order(|| Order::Drain);
     wait_until("the old flow ends", || old.flows() == 0);
     old.stop();
@@ -437,7 +437,7 @@ fn without_flows_only_new_datagrams_go_to_the_other_process() {
     let given = try_hand_over(&old, &new, Scope::SocketsAlone { version: 1 }).expect("handed over");
     assert_eq!((given.flows, given.refused), (0, 1));
     backend.keep(false);
-    assert_eq!(hear(&client), 1);
+    assert_eq!(receive(&client), 1);
     ask(&client, 2);
     assert_eq!(backend.came().len(), 2, "a flow in each process");
     assert_eq!((new.flows(), old.flows()), (1, 1));

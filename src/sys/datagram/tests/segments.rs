@@ -57,7 +57,7 @@ fn what_is_sent_at_once_comes_whole_where_it_is_taken_coalesced() {
 }
 
 #[test]
-fn what_is_sent_at_once_comes_as_many_elsewhere() {
+fn what_is_sent_at_once_comes_as_many_where_it_is_not_coalesced() {
     for family in BOTH {
         let (a, b) = (bound(family), bound(family));
         let whole = pattern(54 * 1200 - 200, 5);
