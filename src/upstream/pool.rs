@@ -25,6 +25,7 @@ mod preparation;
 mod snapshot;
 #[cfg(test)]
 pub(crate) mod tests;
+mod totals;
 mod waiting;
 mod waiting_line;
 
@@ -53,12 +54,12 @@ use crate::{
         pool::{
             configured::{Configured, Remembered},
             effective_verdict::Review,
-            endpoint::{Endpoint, EndpointConfig},
-            endpoint_admission::Admission,
+            endpoint::{BoxedEndpoint, Endpoint, EndpointConfig},
             event::{Events, Outages},
             index::Index,
             locked::Locked,
             preparation::Outline,
+            totals::Totals,
             waiting_line::Line,
         },
     },
@@ -106,12 +107,13 @@ struct Inner {
     configured: Arc<Vec<Arc<Configured>>>,
     /// Those that are no backups in the order of the configuration, then backups: the numbering of
     /// the balancer.
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<BoxedEndpoint>,
     /// Of these endpoints.
     index: Arc<Index>,
+    totals: Totals,
     /// Those that are no longer named, with state that would be lost with them; by the ids of their
     /// backends, in their order.
-    departed: Vec<Endpoint>,
+    departed: Vec<BoxedEndpoint>,
     /// What an operator has set for backends that have left.
     remembered: Vec<Remembered>,
     /// The verdict on an address before it has been checked; `None`: nothing is checked.
@@ -121,8 +123,6 @@ struct Inner {
     /// Whether the admission of all endpoints is [`Admission::Full`]: what a pick finds most of the
     /// time, and then need not examine each.
     fast_path: bool,
-    /// An endpoint that may have another admission.
-    exception: usize,
     /// Whether endpoints may have ceilings.
     has_ceilings: bool,
     events: Events,
@@ -141,7 +141,9 @@ struct Inner {
 
 /// The endpoints as they are for one session at one moment.
 struct View<'a> {
-    endpoints: &'a [Endpoint],
+    endpoints: &'a [BoxedEndpoint],
+    /// Of these endpoints.
+    backends: &'a [Arc<Backend>],
     tried: &'a [u64],
     fast_path: bool,
     single: bool,
@@ -190,7 +192,7 @@ impl Candidates for View<'_> {
 
     #[inline]
     fn connections(&self, i: usize) -> u64 {
-        self.endpoints[i].backend.active()
+        self.backends[i].active()
     }
 
     #[inline]
@@ -255,12 +257,12 @@ impl Pool {
             configured: Arc::default(),
             endpoints: Vec::new(),
             index: Arc::default(),
+            totals: Totals::default(),
             departed: Vec::new(),
             remembered: Vec::new(),
             start_verdict,
             moves: plan.flows_move,
             fast_path: false,
-            exception: 0,
             has_ceilings: false,
             events,
             next_halving: None,
@@ -344,8 +346,6 @@ impl Pool {
         let Inner {
             endpoints,
             index,
-            fast_path,
-            exception,
             balancer,
             events,
             ..
@@ -360,9 +360,6 @@ impl Pool {
         let endpoint = &mut endpoints[i];
         let before = endpoint.state();
         endpoint.passive.failed(of, now);
-        if endpoint.admission(false, now) != Admission::Full {
-            (*fast_path, *exception) = (false, i);
-        }
         let EndpointConfig { weight, rule, .. } = &endpoint.config;
         if let Some(share) = weight.checked_div(rule.max_fails) {
             balancer.penalize(i, share);
@@ -376,6 +373,7 @@ impl Pool {
             }));
             self.changed();
         }
+        inner.recount(i, now);
     }
 
     /// A connect to this backend, which `search` picked last, succeeded. Where that alone proves
@@ -406,15 +404,22 @@ impl Pool {
     /// no longer named while they have sessions.
     pub fn addresses(&self) -> Vec<EndpointAddress> {
         let inner = self.lock();
-        let all = inner.endpoints.iter().chain(&inner.departed);
-        all.filter_map(|e| inner.address(e)).collect()
+        let present = inner.endpoints.iter().filter_map(|e| inner.address(e));
+        let departed = inner.departed.iter().filter(|e| e.backend.active() > 0);
+        present
+            .chain(departed.filter_map(|e| inner.address(e)))
+            .collect()
     }
 
     /// One of these.
     pub fn address(&self, backend: &Backend) -> Option<EndpointAddress> {
         let inner = self.lock();
         let number = inner.number_of(backend)?;
-        inner.address(inner.outlined(number)?)
+        let is_present = number < inner.endpoints.len();
+        let endpoint = inner.outlined(number)?;
+        inner
+            .address(endpoint)
+            .filter(|_| is_present || endpoint.backend.active() > 0)
     }
 
     /// All addresses, with those that are no longer named but not forgotten.
@@ -501,6 +506,7 @@ impl Inner {
     ) -> Result<Lease, Shortage> {
         let Inner {
             endpoints,
+            index,
             fast_path,
             has_ceilings,
             balancer,
@@ -514,6 +520,7 @@ impl Inner {
             fast_path: *fast_path && search.tried.is_empty(),
             ignores_full: false,
             endpoints,
+            backends: &index.backends,
             tried: &search.tried,
             now,
             full,
@@ -542,28 +549,22 @@ impl Inner {
 
     /// Gives this endpoint to the session.
     fn take(&mut self, search: &mut Search, i: usize, now: Instant) -> Lease {
-        let Inner {
-            endpoints,
-            fast_path,
-            exception,
-            ..
-        } = self;
-        let endpoint = &mut endpoints[i];
-        if !*fast_path {
+        if !self.fast_path {
+            let endpoint = &mut self.endpoints[i];
             endpoint.passive.picked(endpoint.config.rule, now);
             if endpoint.end_slow_start(now) {
-                *fast_path = are_all_full(endpoints, exception, now);
+                self.recount(i, now);
             }
         }
-        let backend = &endpoints[i].backend;
+        let backend = &self.endpoints[i].backend;
         search.tried.push(backend.id);
         search.terminations = backend.terminations();
         Lease::new(Arc::clone(backend))
     }
 
-    /// See [`Pool::addresses`].
+    /// See [`Pool::addresses`]; one that has departed is among them if it has sessions.
     fn address(&self, e: &Endpoint) -> Option<EndpointAddress> {
-        if e.config.is_down || e.departed.is_some() && e.backend.active() == 0 {
+        if e.config.is_down {
             return None;
         }
         let is_standby = self.review.falls_back() && e.check.effective == Verdict::Standby;
@@ -604,11 +605,7 @@ impl Inner {
             let transition = endpoint.transition(before, cause, now);
             self.events.push(Event::Transition(transition));
         }
-        self.fast_path = self.fast_path || self.are_all_full(now);
-    }
-
-    fn are_all_full(&mut self, now: Instant) -> bool {
-        are_all_full(&self.endpoints, &mut self.exception, now)
+        self.recount(i, now);
     }
 
     /// A session is on this backend, which `search` picked last. Whether it may stay there.
@@ -618,15 +615,4 @@ impl Inner {
         }
         backend.terminations() == search.terminations
     }
-}
-
-/// `exception`: where the last look has found one that is not; it is looked at first.
-fn are_all_full(endpoints: &[Endpoint], exception: &mut usize, now: Instant) -> bool {
-    let is_full = |e: &Endpoint| e.admission(false, now) == Admission::Full;
-    if endpoints.get(*exception).is_some_and(|e| !is_full(e)) {
-        return false;
-    }
-    let found = endpoints.iter().position(|e| !is_full(e));
-    *exception = found.unwrap_or_default();
-    found.is_none()
 }

@@ -219,7 +219,7 @@ impl Rebalance {
                 .iter()
                 .map(|share| (share.backend.id, share.target));
             let ceilings: Vec<_> = ceilings.collect();
-            self.has_ceilings = self.pool.set_ceilings(&ceilings);
+            self.has_ceilings = self.pool.set_ceilings(&ceilings, Instant::now());
             if !self.has_ceilings {
                 return Err(NotRebalanced::UnderWay);
             }

@@ -106,10 +106,9 @@ impl Pool {
             let balance = outline.balance.clone();
             Ok::<_, ()>((outline.assemble(configured, &balance, now), ()))
         };
-        let replaced = self.reassemble(prepare, |inner, assembly, ()| {
-            let before = inner.states();
+        let replaced = self.reassemble(now, prepare, |inner, assembly, ()| {
             let mut replaced = inner.put(assembly, now);
-            inner.add_transitions(&mut replaced, before, &Cause::Resolver, now);
+            inner.add_transitions(&mut replaced, &Cause::Resolver, now);
             self.changed();
             replaced
         });
@@ -168,7 +167,7 @@ impl Pool {
             let assembly = outline.assemble(configured, &plan.balance, now);
             Ok::<_, Infallible>((assembly, remembered))
         };
-        let Ok(replaced) = self.reassemble(prepare, |inner, assembly, remembered| {
+        let Ok(replaced) = self.reassemble(now, prepare, |inner, assembly, remembered| {
             inner.moves = plan.flows_move;
             inner.waits = plan.waits;
             let sign = inner.review.sign_of_primary();
@@ -176,10 +175,9 @@ impl Pool {
             if inner.review.sign_of_primary() != sign {
                 inner.forget_claims();
             }
-            let before = inner.states();
             inner.set_start_verdict(start_verdict, now);
             let mut replaced = inner.put(assembly, now);
-            inner.add_transitions(&mut replaced, before, cause, now);
+            inner.add_transitions(&mut replaced, cause, now);
             self.changed();
             (
                 replaced,
@@ -262,8 +260,9 @@ impl Inner {
         if before.is_none() || verdict.is_some() {
             return;
         }
+        self.review.is_outdated = true;
         for endpoint in self.endpoints.iter_mut().chain(&mut self.departed) {
-            *endpoint.check = CheckRecord::new(Verdict::Up, now);
+            endpoint.check = CheckRecord::new(Verdict::Up, now);
         }
     }
 }

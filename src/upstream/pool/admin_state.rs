@@ -91,6 +91,7 @@ impl Pool {
         let of = inner.index.configured(text)?;
         let configured = Arc::make_mut(&mut inner.configured).get_mut(of)?;
         let configured = Arc::make_mut(configured);
+        let was_to_serve = configured.is_to_serve();
         let metrics = Arc::clone(&configured.metrics);
         let setting = &mut configured.admin;
         let was = std::mem::replace(&mut setting.admin_state, admin_state);
@@ -101,11 +102,14 @@ impl Pool {
             }
         }
         let setting = *setting;
+        let is_to_serve = configured.is_to_serve();
         let before = AdminSetting {
             admin_state: was,
             ..setting
         };
         inner.generation += 1;
+        let serving = &mut inner.totals.serving_backends;
+        *serving = *serving + usize::from(is_to_serve) - usize::from(was_to_serve);
         let from = inner.state_of(of, before, now);
         let first = inner.events.len();
         if was != admin_state {
@@ -141,9 +145,10 @@ impl Pool {
     /// address that is no longer named is checked while it has sessions.
     pub fn is_checked(&self, backend: &Backend, term: u32) -> bool {
         let mut inner = self.lock();
+        let is_present = inner.index.endpoint(backend.id).is_some();
         inner.find(backend).is_some_and(|e| {
             let is_same_term = e.admin.term == term && e.is_checked();
-            is_same_term && (e.departed.is_none() || e.backend.active() > 0)
+            is_same_term && (is_present || e.backend.active() > 0)
         })
     }
 }
@@ -196,7 +201,7 @@ impl Inner {
     /// The state of a configured backend, were this set for it.
     fn state_of(&self, of: usize, admin: AdminSetting, now: Instant) -> BackendState {
         let endpoints = self.endpoints[self.index.range(of)].iter();
-        let endpoints: Vec<_> = endpoints.collect();
+        let endpoints: Vec<_> = endpoints.map(|e| &**e).collect();
         self.explain_state(&self.configured[of].plan, admin, &endpoints, now)
             .0
     }

@@ -24,7 +24,7 @@ impl Pool {
         let mut inner = self.lock();
         inner.review_if_due(now);
         let single = inner.balancer.is_single();
-        let taker = |e: &super::Endpoint| {
+        let taker = |e: &super::BoxedEndpoint| {
             let share = match e.admission(single, now) {
                 Admission::Full => FULL,
                 Admission::Part(share) => share,
@@ -44,18 +44,18 @@ impl Pool {
 
     /// From now on backends that have so many sessions, by their ids, get none while others have
     /// fewer. Returns false, and changes nothing, if there are ceilings already.
-    pub fn set_ceilings(&self, ceilings: &[(u64, u64)]) -> bool {
+    pub fn set_ceilings(&self, ceilings: &[(u64, u64)], now: Instant) -> bool {
         let mut inner = self.lock();
         if inner.has_ceilings {
             return false;
         }
         inner.has_ceilings = true;
-        // Sessions change what each of them takes.
-        inner.fast_path = false;
         for endpoint in &mut inner.endpoints {
             let of = |(id, _): &&(u64, u64)| *id == endpoint.backend.id;
             endpoint.ceiling = ceilings.iter().find(of).map(|(_, most)| *most);
         }
+        // Sessions change what each of them takes.
+        inner.recount_all(now);
         true
     }
 
@@ -70,7 +70,7 @@ impl Pool {
             endpoint.ceiling = None;
         }
         inner.has_ceilings = false;
-        inner.fast_path = inner.are_all_full(now);
+        inner.recount_all(now);
     }
 }
 
@@ -85,8 +85,9 @@ mod tests {
         let pool = pool((1..=3).map(planned).collect(), true);
         let ids: Vec<u64> = pool.takers(now).iter().map(|t| t.backend.id).collect();
         assert_eq!(ids.len(), 3);
-        assert!(pool.set_ceilings(&[(ids[0], 0), (ids[1], 1), (ids[2], 3)]));
-        assert!(!pool.set_ceilings(&[]), "there are some");
+        assert!(pool.set_ceilings(&[(ids[0], 0), (ids[1], 1), (ids[2], 3)], now));
+        pool.lock().assert_is_counted(now);
+        assert!(!pool.set_ceilings(&[], now), "there are some");
         let mut leases: Vec<_> = (0..4).filter_map(|_| pick_lease(&pool, now)).collect();
         let active = || {
             pool.takers(now)
@@ -102,7 +103,7 @@ mod tests {
         assert!(pool.lock().fast_path);
         let three: Vec<_> = (0..3).filter_map(|_| pick(&pool, now)).collect();
         assert_eq!(three.len(), 3);
-        assert!(pool.set_ceilings(&[]));
+        assert!(pool.set_ceilings(&[], now));
     }
 
     fn pick_lease(pool: &Pool, now: Instant) -> Option<crate::upstream::backend::Lease> {

@@ -3,8 +3,9 @@
 //! taken out more than they may.
 
 use super::{
-    AdminState, Cause, Checked, Event, Inner, Pool, Transition, check_record::PrimaryEvidence,
-    configured::Configured, endpoint::Endpoint, endpoint_admission::Admission,
+    Cause, Checked, Event, Inner, Pool, Transition,
+    check_record::PrimaryEvidence,
+    endpoint::{BoxedEndpoint, Endpoint},
 };
 use crate::{
     plan::{
@@ -20,7 +21,6 @@ use crate::{
     },
 };
 use std::{
-    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -43,10 +43,11 @@ pub(super) struct Review {
     role_fallback: bool,
     /// Whether they are used now.
     in_fallback: bool,
-    /// When the next verdict will be stale.
+    /// When the next verdict may be stale; not after it is.
     due: Option<Instant>,
-    /// How many endpoints are well.
-    pub(super) well: usize,
+    /// Whether the rules are others than those of the last review, or what checks found has been
+    /// replaced: every endpoint is to be looked at.
+    pub(super) is_outdated: bool,
 }
 
 /// The check that led to a review, where it changed the verdict on its address.
@@ -76,22 +77,46 @@ impl Review {
     }
 
     pub(super) fn set_plan(&mut self, plan: &plan::Upstream) {
+        let was_outdated = std::mem::replace(&mut self.is_outdated, true);
         let Some(check) = &plan.check else {
             // The next review ends what has begun, and says so.
             *self = Self {
-                well: self.well,
                 panic: self.panic,
                 in_fallback: self.in_fallback,
+                is_outdated: true,
                 ..Self::default()
             };
             return;
         };
+        let before = self.rules();
         self.one_primary = check.kind.role() == Some(Role::Primary);
         self.wants_replicas = check.kind.role() == Some(Role::Replica);
         self.check_shows = shown_by(check);
         self.stale_after = check.stale_after;
         self.panic_threshold = check.panic_threshold;
         self.role_fallback = check.role_fallback;
+        self.is_outdated = was_outdated || before != self.rules();
+    }
+
+    fn rules(&self) -> (bool, bool, Option<Duration>, u32, bool) {
+        (
+            self.one_primary,
+            self.wants_replicas,
+            self.stale_after,
+            self.panic_threshold,
+            self.role_fallback,
+        )
+    }
+
+    /// Whether each endpoint is used for what is found about it alone, and has been looked at.
+    pub(super) fn is_of_each(&self) -> bool {
+        !self.is_outdated && self.panic.is_none() && !self.in_fallback
+    }
+
+    /// An endpoint has come whose verdict may be stale then.
+    pub(super) fn expect_stale(&mut self, since: Instant) {
+        let until = self.stale_after.map(|limit| since + limit);
+        self.due = self.due.into_iter().chain(until).min();
     }
 
     /// What another process needs beside the rules: how many of how many are up while in panic, and
@@ -133,13 +158,6 @@ impl Review {
             true => Evidence::OtherRole,
             false => Evidence::Role,
         }
-    }
-
-    /// Whether what a check finds about one endpoint decides about no other.
-    fn is_of_each(&self) -> bool {
-        let may_stand_in = self.role_fallback || self.in_fallback;
-        let may_panic = self.panic_threshold > 0 || self.panic.is_some();
-        !self.one_primary && self.stale_after.is_none() && !may_panic && !may_stand_in
     }
 
     /// Whether standbys are used when no other is up.
@@ -194,11 +212,12 @@ impl Pool {
             may_change |= inner.end_superseding(backend, &epoch);
         }
         if may_change {
-            let changed = number.map_or(0..0, |number| number..number + 1);
-            inner.review_some(changed, trigger, now);
+            inner.review_some(number, trigger, now);
             self.changed();
+        } else if let Some(number) = number {
+            inner.recount(number, now);
         }
-        inner.review.well > 0
+        inner.totals.counts.well > 0
     }
 
     /// The verdict from the checks of this address alone, or the one at the start.
@@ -222,11 +241,12 @@ impl Pool {
     pub fn guarded(&self, now: Instant) -> Guarded {
         let mut inner = self.lock();
         inner.review_if_due(now);
-        let claims = |e: &&Endpoint| {
+        let claims = |e: &&BoxedEndpoint| {
             !e.config.is_down && e.check.checked_once && e.is_checked() && e.check.own.is_up()
         };
         let primaries = || {
-            let claiming = inner.endpoints.iter().filter(claims);
+            let claiming = inner.totals.counts.claiming.iter();
+            let claiming = claiming.map(|i| &inner.endpoints[*i]).filter(claims);
             count_servers(&claiming.map(|e| e.claim(true)).collect::<Vec<_>>())
         };
         let review = &inner.review;
@@ -251,82 +271,61 @@ impl Inner {
     /// Looks at all endpoints together. Under the lock, so that no pick ever sees two primaries
     /// that are believed.
     pub(super) fn review(&mut self, trigger: Option<Trigger>, now: Instant) {
-        if self.review.is_of_each() {
-            let all = 0..self.endpoints.len() + self.departed.len();
-            self.find_stale(now);
-            self.review_some(all, trigger, now);
-            return;
+        self.review.due = None;
+        self.review.is_outdated = false;
+        let all = 0..self.endpoints.len() + self.departed.len();
+        self.review_some(all, trigger, now);
+    }
+
+    /// The same where something has happened to these endpoints alone, or to ones that have
+    /// departed, by their numbers: of thousands of others only those are looked at that it
+    /// concerns.
+    pub(super) fn review_some(
+        &mut self,
+        numbers: impl IntoIterator<Item = usize>,
+        trigger: Option<Trigger>,
+        now: Instant,
+    ) {
+        let mut numbers: Vec<usize> = numbers.into_iter().collect();
+        for number in &numbers {
+            self.find_stale(*number, now);
+            self.recount(*number, now);
         }
-        self.find_stale(now);
-        let mut verdicts = self.elect().into_iter();
-        let mut transitions = Vec::new();
-        for endpoint in self.endpoints.iter_mut().chain(&mut self.departed) {
-            // One that has departed competes with no other.
-            let verdict = verdicts.next().unwrap_or((endpoint.check.own, None));
-            transitions.extend(endpoint.follow_verdict(verdict, trigger.as_ref(), now));
+        let elected = self.elect();
+        if !elected.is_empty() {
+            numbers.extend(elected.iter().map(|(number, _)| *number));
+            numbers.sort_unstable();
+            numbers.dedup();
+        }
+        let (mut elected, mut transitions) = (elected.into_iter().peekable(), Vec::new());
+        for number in &numbers {
+            let verdict = elected.next_if(|(of, _)| of == number);
+            if let Some(endpoint) = self.outlined_mut(*number) {
+                // One that has departed competes with no other.
+                let verdict = verdict.map_or((endpoint.check.own, None), |(_, verdict)| verdict);
+                transitions.extend(endpoint.follow_verdict(verdict, trigger.as_ref(), now));
+            }
         }
         self.push_transitions(transitions);
-        self.review_panic();
-        self.review_fallback(now);
-        let in_panic = self.review.panic.is_some();
-        self.review.well = 0;
-        for endpoint in &mut self.endpoints {
-            let check = &mut endpoint.check;
-            let stands_in = self.review.stands_in(check.effective);
-            check.admits = in_panic || stands_in || check.effective.is_up() && !check.is_stale;
-            endpoint.is_counted = endpoint.is_well();
-            self.review.well += usize::from(endpoint.is_counted);
+        numbers.iter().for_each(|number| self.admit(*number, now));
+        let is_other = self.review_panic() | self.review_fallback(now);
+        if is_other {
+            (0..self.endpoints.len()).for_each(|number| self.admit(number, now));
         }
-        self.fast_path = self.are_all_full(now);
         self.line.stop_probing();
         self.serve(now);
     }
 
-    /// The same where something has happened to these endpoints alone, or to one that has departed,
-    /// by their numbers: thousands of others are not looked at if it does not concern them.
-    pub(super) fn review_some(
-        &mut self,
-        numbers: Range<usize>,
-        trigger: Option<Trigger>,
-        now: Instant,
-    ) {
-        if !self.review.is_of_each() {
-            self.review(trigger, now);
+    /// Applies the verdicts to one endpoint.
+    fn admit(&mut self, number: usize, now: Instant) {
+        let in_panic = self.review.panic.is_some();
+        let Some(endpoint) = self.endpoints.get_mut(number) else {
             return;
-        }
-        let are_all = numbers.start == 0 && numbers.end >= self.endpoints.len();
-        let (mut transitions, mut is_any_full) = (Vec::new(), false);
-        if are_all {
-            self.fast_path = true;
-            self.review.well = 0;
-        }
-        for number in numbers {
-            let is_present = number < self.endpoints.len();
-            let Some(endpoint) = self.outlined_mut(number) else {
-                continue;
-            };
-            let verdict = (endpoint.check.own, None);
-            let transition = endpoint.follow_verdict(verdict, trigger.as_ref(), now);
-            if is_present {
-                let check = &mut endpoint.check;
-                check.admits = check.effective.is_up() && !check.is_stale;
-                let is_full = endpoint.admission(false, now) == Admission::Full;
-                let is_well = endpoint.is_well();
-                let was_well = std::mem::replace(&mut endpoint.is_counted, is_well);
-                self.review.well += usize::from(is_well);
-                self.review.well -= usize::from(was_well && !are_all);
-                match is_full {
-                    true => is_any_full = true,
-                    false => (self.fast_path, self.exception) = (false, number),
-                }
-            }
-            transitions.extend(transition);
-        }
-        self.push_transitions(transitions);
-        let may_be_fast = is_any_full && !are_all;
-        self.fast_path = self.fast_path || may_be_fast && self.are_all_full(now);
-        self.line.stop_probing();
-        self.serve(now);
+        };
+        let check = &mut endpoint.check;
+        let stands_in = self.review.stands_in(check.effective);
+        check.admits = in_panic || stands_in || check.effective.is_up() && !check.is_stale;
+        self.recount(number, now);
     }
 
     /// First those that must not be used any more, then those that replace them.
@@ -355,20 +354,23 @@ impl Inner {
             let transition = endpoint.transition(before, Cause::CheckPassed, now);
             self.events.push(Event::Transition(transition));
         }
+        // A review follows, which counts it.
         true
     }
 
     /// A server follows a primary with this epoch. If it had superseded that one, the
     /// two agree now. Returns whether it had.
     fn end_superseding(&mut self, backend: &Backend, epoch: &Epoch) -> bool {
-        let mut all = self.endpoints.iter_mut().map(|e| &mut e.check.evidence);
-        let found = all.find(|evidence| {
+        // One without an epoch has not been superseded.
+        let claiming = self.totals.counts.claiming.iter();
+        let found = claiming.copied().find(|i| {
+            let evidence = &self.endpoints[*i].check.evidence;
             let own = evidence.epoch.as_ref();
             evidence.superseded_by == Some(backend.id)
                 && own.is_some_and(|own| own.is_of_one_with(epoch))
         });
         found
-            .map(|evidence| evidence.superseded_by = None)
+            .map(|i| self.endpoints[i].check.evidence.superseded_by = None)
             .is_some()
     }
 
@@ -379,49 +381,41 @@ impl Inner {
         }
     }
 
-    fn find_stale(&mut self, now: Instant) {
-        self.review.due = None;
+    fn find_stale(&mut self, number: usize, now: Instant) {
+        let Some(endpoint) = self.endpoints.get_mut(number) else {
+            return;
+        };
+        let is_used = !endpoint.config.is_down && endpoint.is_checked();
+        let check = &mut endpoint.check;
+        let is_used = is_used && check.own.is_up();
+        // Without a limit, also where a reload has taken it away, nothing is stale.
         let limit = self.review.stale_after;
-        for endpoint in &mut self.endpoints {
-            let is_used = !endpoint.config.is_down && endpoint.is_checked();
-            let check = &mut endpoint.check;
-            let is_used = is_used && check.own.is_up();
-            // Without a limit, also where a reload has taken it away, nothing is stale.
-            let until = limit.map(|limit| check.last_conclusive + limit);
-            let is_stale = is_used && until.is_some_and(|until| now >= until);
-            if is_used && !is_stale {
-                self.review.due = self.review.due.into_iter().chain(until).min();
-            }
-            if std::mem::replace(&mut check.is_stale, is_stale) == is_stale {
-                continue;
-            }
-            let backend = Arc::clone(&endpoint.backend);
-            if is_stale {
-                // It may have had another role by the time it answers again.
-                check.evidence.role_since = None;
-                self.events.push(Event::Stale(backend));
-            } else if is_used {
-                self.events.push(Event::Fresh(backend));
-            }
+        let is_stale = is_used && limit.is_some_and(|limit| now >= check.last_conclusive + limit);
+        if is_used && !is_stale {
+            self.review.expect_stale(check.last_conclusive);
+        }
+        if std::mem::replace(&mut check.is_stale, is_stale) == is_stale {
+            return;
+        }
+        let backend = Arc::clone(&endpoint.backend);
+        if is_stale {
+            // It may have had another role by the time it answers again.
+            check.evidence.role_since = None;
+            self.events.push(Event::Stale(backend));
+        } else if is_used {
+            self.events.push(Event::Fresh(backend));
         }
     }
 
-    /// The verdict on each endpoint beside the others, and why it differs from its own; none where
-    /// that is its own.
-    fn elect(&mut self) -> Vec<(Verdict, Option<String>)> {
+    /// The verdict on each endpoint that shows to be a primary, beside the others, and why it
+    /// differs from its own; by their numbers, in their order.
+    fn elect(&mut self) -> Vec<(usize, (Verdict, Option<String>))> {
         if !self.review.elects() {
             return Vec::new();
         }
         let sign = self.review.sign_of_primary();
         let endpoints = &mut self.endpoints;
-        let own = endpoints.iter().map(|e| (e.check.own, None));
-        let mut verdicts: Vec<_> = own.collect();
-        let claims = |e: &Endpoint| {
-            let check = &e.check;
-            !e.config.is_down && (sign.is_of(check.own) || check.evidence.epoch.is_some())
-        };
-        let all = 0..endpoints.len();
-        let claiming: Vec<usize> = all.filter(|i| claims(&endpoints[*i])).collect();
+        let claiming: Vec<usize> = self.totals.counts.claiming.iter().copied().collect();
         let claims: Vec<PrimaryClaim<'_>> = claiming
             .iter()
             .map(|i| {
@@ -441,96 +435,74 @@ impl Inner {
                 endpoints[i].check.evidence.superseded_by = Some(by);
             }
         }
-        for (standing, &i) in standings.into_iter().zip(&claiming) {
-            if sign.is_of(endpoints[i].check.own) {
-                verdicts[i] = verdict_of(standing, &endpoints[i], |n| &endpoints[claiming[n]]);
-            }
-        }
-        verdicts
+        let elected = standings.into_iter().zip(&claiming);
+        let elected = elected.filter(|(_, i)| sign.is_of(endpoints[**i].check.own));
+        elected
+            .map(|(standing, &i)| {
+                let other = |n: usize| &*endpoints[claiming[n]];
+                (i, verdict_of(standing, &endpoints[i], other))
+            })
+            .collect()
     }
 
     /// Decides whether standbys are used because no other is up. They are primaries, where replicas
-    /// are required.
-    fn review_fallback(&mut self, now: Instant) {
+    /// are required. Returns whether that is another decision than before.
+    fn review_fallback(&mut self, now: Instant) -> bool {
         let before = self.review.in_fallback;
         if !before && !self.review.role_fallback {
-            return;
+            return false;
         }
-        let serves = |e: &&Endpoint| {
-            let is_ready = e.admin.admin_state == AdminState::Ready;
-            let is_meant = !e.config.is_down && !e.config.is_draining;
-            is_meant && e.config.weight > 0 && is_ready
-        };
-        let serving = || self.endpoints.iter().filter(serves);
-        let is_any_up = serving().any(Endpoint::is_well);
-        let standby = serving().find(|e| e.check.effective == Verdict::Standby);
+        let counts = &self.totals.counts;
+        let is_any_up = counts.serving_well > 0;
         // A backend that is yet to be checked does not start it.
-        let is_known = before || serving().all(|e| e.check.checked_once);
+        let is_known = before || counts.serving_unchecked == 0;
         let starts = self.review.role_fallback && !is_any_up && is_known;
-        let standby = standby.filter(|_| starts).map(|e| Arc::clone(&e.backend));
-        let now_used = standby.is_some();
+        let now_used = starts && counts.serving_standby > 0;
         if before == now_used {
-            return;
+            return false;
         }
         self.review.in_fallback = now_used;
+        let mut all = self.endpoints.iter().zip(&self.totals.counted);
+        let standby = all.find(|(_, counted)| now_used && counted.can_stand_in());
         self.events.push(match standby {
-            Some(backend) => Event::FallbackStarted { backend, at: now },
+            Some((endpoint, _)) => Event::FallbackStarted {
+                backend: Arc::clone(&endpoint.backend),
+                at: now,
+            },
             None => Event::FallbackEnded { is_any_up, at: now },
         });
+        true
     }
 
-    /// Decides whether so few backends are up that all are used.
-    fn review_panic(&mut self) {
+    /// Decides whether so few backends are up that all are used. Returns whether that is another
+    /// decision than before.
+    fn review_panic(&mut self) -> bool {
         let review = &mut self.review;
         if review.panic_threshold == 0 {
             // A reload may have taken the threshold away in the middle of a panic.
-            if review.panic.take().is_some() {
+            let has_ended = review.panic.take().is_some();
+            if has_ended {
                 self.events.push(Event::PanicEnded);
             }
-            return;
+            return has_ended;
         }
-        let serves = |backend: &[Endpoint]| {
-            let is_meant = |e: &Endpoint| !e.config.is_down && !e.config.is_draining;
-            let serves = |e: &Endpoint| is_meant(e) && e.config.weight > 0;
-            let is_ready = |e: &Endpoint| e.admin.admin_state == AdminState::Ready;
-            backend.iter().any(|e| serves(e) && is_ready(e))
-        };
-        let is_known = |e: &Endpoint| e.check.awaits_answer.is_none();
-        let is_well = |e: &Endpoint| e.check.own.is_up() && is_known(e);
-        let is_up = |backend: &[Endpoint]| backend.iter().any(is_well);
-        let is_unchecked = |e: &Endpoint| e.check.own == Verdict::Down(None) || !is_known(e);
-        // Wherever its name leads.
-        let counts = |c: &Configured| {
-            let serves = !c.plan.down && c.weight() > 0;
-            serves && c.admin.admin_state == AdminState::Ready
-        };
-        let (endpoints, index) = (&self.endpoints, &self.index);
-        let of = |backup| {
-            let all = self.configured.iter().enumerate();
-            let all = all.filter(move |(_, c)| c.plan.backup == backup);
-            all.map(|(of, configured)| (configured, &endpoints[index.range(of)]))
-        };
-        let (mut up, mut total, mut has_unchecked) = (0, 0, false);
-        for (configured, backend) in of(false) {
-            total += usize::from(counts(configured));
-            if serves(backend) {
-                up += usize::from(is_up(backend));
-                has_unchecked |= backend.iter().all(is_unchecked);
-            }
-        }
+        let counts = &self.totals.counts;
+        let (up, total) = (counts.up, self.totals.serving_backends);
         let few = up as u128 * 100 < u128::from(review.panic_threshold) * total as u128;
-        // Backups are there for the case that no other is up.
-        let has_backup = || of(true).any(|(_, backend)| serves(backend) && is_up(backend));
         // A backend that is yet to be checked neither starts nor ends it.
-        let is_known = !has_unchecked || review.panic.is_some();
-        let panic = (few && is_known && (up > 0 || !has_backup())).then_some((up, total));
-        if panic.is_some() != review.panic.is_some() {
+        let is_known = counts.undecided == 0 || review.panic.is_some();
+        // Backups are there for the case that no other is up.
+        let is_needed = up > 0 || counts.backups_up == 0;
+        let panic = (few && is_known && is_needed).then_some((up, total));
+        let is_other = panic.is_some() != review.panic.is_some();
+        if is_other {
             self.events.push(match panic {
                 Some((up, total)) => Event::PanicStarted { up, total },
                 None => Event::PanicEnded,
             });
         }
         review.panic = panic;
+        is_other
     }
 }
 

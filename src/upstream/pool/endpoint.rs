@@ -14,14 +14,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// On the heap, so that thousands can change their places under the lock.
+pub(super) type BoxedEndpoint = Box<Endpoint>;
+
 #[derive(Debug)]
 pub(super) struct Endpoint {
     pub(super) backend: Arc<Backend>,
     pub(super) config: EndpointConfig,
     /// Failed connects. They, checks and the operator are independent: none erases another.
     pub(super) passive: Passive,
-    /// Apart, so that thousands of endpoints can be moved under the lock.
-    pub(super) check: Box<CheckRecord>,
+    pub(super) check: CheckRecord,
     pub(super) admin: AdminSetting,
     /// When it recovered, while it starts slowly.
     pub(super) slow_start: Option<Instant>,
@@ -29,9 +31,7 @@ pub(super) struct Endpoint {
     /// While a rebalancing is under way: with so many sessions it gets no other, as long as other
     /// endpoints have fewer than theirs.
     pub(super) ceiling: Option<u64>,
-    /// Whether it is among those that are well, as they were counted last.
-    pub(super) is_counted: bool,
-    /// Since when the resolver or the configuration no longer names it; `None`: it is named.
+    /// Since when the resolver or the configuration no longer names it. It is noted without haste.
     pub(super) departed: Option<Instant>,
 }
 
@@ -78,20 +78,20 @@ impl Endpoint {
             backend: Arc::new(backend),
             config,
             passive: Passive::default(),
-            check: Box::new(CheckRecord::new(verdict, now)),
+            check: CheckRecord::new(verdict, now),
             admin,
             slow_start: None,
             latency: Average::default(),
             ceiling: None,
-            is_counted: false,
             departed: None,
         }
     }
 
-    /// Exchanges the configuration. One that has departed is back.
+    /// Exchanges the configuration. `is_back`: it had departed.
     pub(super) fn configure(
         &mut self,
         config: &mut EndpointConfig,
+        is_back: bool,
         has_checks: bool,
         now: Instant,
     ) {
@@ -106,7 +106,8 @@ impl Endpoint {
         if self.config.slow_start.is_zero() {
             self.slow_start = None;
         }
-        if self.departed.take().is_some() {
+        self.departed = None;
+        if is_back {
             // It was not compared with the others meanwhile.
             self.check.evidence.role_since = None;
         }

@@ -96,7 +96,7 @@ impl Pool {
             let (configured, balance) = ((*outline.configured).clone(), outline.balance.clone());
             Ok::<_, Infallible>((outline.assemble(configured, &balance, now), ()))
         };
-        let Ok(_replaced) = self.reassemble(prepare, |inner, assembly, ()| {
+        let Ok(_replaced) = self.reassemble(now, prepare, |inner, assembly, ()| {
             let replaced = inner.put(assembly, now);
             inner.take_over_rotation(&record.endpoints);
             self.changed();
@@ -226,8 +226,10 @@ impl Inner {
             (configured.admin, configured.operator_weight) = settings(record, now);
             for endpoint in &mut self.endpoints[self.index.range(of)] {
                 endpoint.admin = configured.admin;
+                endpoint.config.weight = configured.weight();
             }
         }
+        self.review.is_outdated = true;
     }
 
     fn take_over_endpoints(
@@ -237,6 +239,7 @@ impl Inner {
         now: Instant,
     ) {
         let past = |at: Option<u64>| at.map(|at| time::past_at(at, now));
+        self.review.is_outdated = true;
         let ids: HashMap<Identity, u64> = (self.endpoints.iter())
             .map(|endpoint| (identity(endpoint), endpoint.backend.id))
             .collect();

@@ -14,6 +14,8 @@ pub(super) struct Index {
     by_text: HashMap<Arc<str>, usize>,
     /// The endpoints of each configured backend, in the order of the configuration.
     ranges: Vec<Range<usize>>,
+    /// Of each endpoint, the position of its backend in the configuration.
+    owners: Vec<usize>,
 }
 
 impl Index {
@@ -25,6 +27,10 @@ impl Index {
     ) -> Self {
         let ids = backends.iter().enumerate();
         let texts = configured.iter().enumerate();
+        let mut owners = vec![0; backends.len()];
+        for (of, range) in ranges.iter().enumerate() {
+            owners[range.clone()].fill(of);
+        }
         Self {
             by_id: ids.map(|(i, backend)| (backend.id, i)).collect(),
             by_text: texts
@@ -32,6 +38,7 @@ impl Index {
                 .collect(),
             backends,
             ranges,
+            owners,
         }
     }
 
@@ -49,6 +56,22 @@ impl Index {
     /// The endpoints of the backend at this position of the configuration.
     pub(super) fn range(&self, configured: usize) -> Range<usize> {
         self.ranges.get(configured).cloned().unwrap_or_default()
+    }
+
+    /// How many backends are configured.
+    pub(super) fn len(&self) -> usize {
+        self.ranges.len()
+    }
+
+    /// The endpoints of the backend that this endpoint belongs to.
+    pub(super) fn range_with(&self, endpoint: usize) -> Range<usize> {
+        let of = self.owner(endpoint);
+        of.map_or_else(Range::default, |of| self.range(of))
+    }
+
+    /// The position of its backend in the configuration.
+    pub(super) fn owner(&self, endpoint: usize) -> Option<usize> {
+        self.owners.get(endpoint).copied()
     }
 
     /// The endpoints of a configured backend.

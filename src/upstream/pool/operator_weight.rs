@@ -79,7 +79,7 @@ impl Pool {
             let balance = outline.balance.clone();
             Ok((outline.assemble(configured, &balance, now), set))
         };
-        let (set, replaced) = self.reassemble(prepare, |inner, assembly, set| {
+        let (set, replaced) = self.reassemble(now, prepare, |inner, assembly, set| {
             let departed = inner.departed.iter_mut();
             for endpoint in departed.filter(|e| **e.backend.text() == *text) {
                 endpoint.config.weight = set.to;

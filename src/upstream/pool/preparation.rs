@@ -8,15 +8,16 @@ mod tests;
 use super::{
     Cause, Inner, Pool, Transition,
     configured::{Configured, Remembered},
-    endpoint::{Endpoint, EndpointConfig},
+    endpoint::{BoxedEndpoint, Endpoint, EndpointConfig},
     index::Index,
+    totals::{Counted, Totals},
 };
 use crate::{
-    plan::{Balance, reason::BackendState},
+    plan::Balance,
     upstream::{
         backend::{Backend, ReleaseObserver},
         balance::{Balancer, Entry, numbered},
-        health::Verdict,
+        health::{Evidence, Verdict},
         notifier::Notifier,
     },
 };
@@ -25,6 +26,9 @@ use std::{
     sync::{Arc, Weak},
     time::{Duration, Instant},
 };
+
+/// So many endpoints are looked at before workers get the lock again.
+const PART: usize = 256;
 
 /// What a pool consists of, without the state of its endpoints.
 pub(super) struct Outline {
@@ -38,6 +42,8 @@ pub(super) struct Outline {
     pub(super) balance: Balance,
     /// See [`Inner::start_verdict`].
     pub(super) start_verdict: Option<Verdict>,
+    /// What the check of a primary shows.
+    sign: Evidence,
     notifier: Arc<Notifier>,
     observer: Weak<dyn ReleaseObserver>,
 }
@@ -48,15 +54,22 @@ pub(super) struct Assembly {
     departed: Vec<Arc<Backend>>,
     /// Which endpoints are to leave.
     gone: Vec<usize>,
-    /// Whether all endpoints stay at their places, and there are no others.
-    is_same: bool,
+    /// Those that leave, with those that have left before and do not come back, by their numbers in
+    /// the outline; in the order in which they were made.
+    left: Vec<usize>,
+    /// Of the endpoints that stay: which get another configuration, or come back.
+    changed: Vec<usize>,
+    /// See [`Totals::serving_backends`].
+    serving_backends: usize,
     configured: Arc<Vec<Arc<Configured>>>,
     balance: Balance,
     balancer: Balancer,
     index: Arc<Index>,
     places: Vec<Place>,
     /// For endpoints that stay a free slot, in the order of the places.
-    slots: Vec<Option<Endpoint>>,
+    slots: Vec<Option<BoxedEndpoint>>,
+    /// Of those that are new.
+    counted: Vec<Counted>,
 }
 
 /// Where an endpoint comes from.
@@ -74,9 +87,9 @@ pub(super) struct Replaced {
     index: Arc<Index>,
     _configured: Arc<Vec<Arc<Configured>>>,
     _balancer: Balancer,
-    _slots: Vec<Option<Endpoint>>,
-    _endpoints: Vec<Option<Endpoint>>,
-    _departed: (Vec<Arc<Backend>>, Vec<Endpoint>),
+    counted: Vec<Counted>,
+    _endpoints: [Vec<Option<BoxedEndpoint>>; 2],
+    _departed: Vec<Arc<Backend>>,
 }
 
 /// One set of endpoints has taken the place of another: what became of each.
@@ -84,9 +97,8 @@ pub(super) struct Replaced {
 pub(super) struct Exchange {
     before: Arc<Index>,
     after: Arc<Index>,
-    /// Whether each was a backup, and its state.
-    states_before: Vec<(bool, BackendState)>,
-    states_after: Vec<(bool, BackendState)>,
+    states_before: Vec<Counted>,
+    states_after: Vec<Counted>,
     gone: Vec<usize>,
     places: Vec<Place>,
     cause: Cause,
@@ -108,6 +120,7 @@ impl Outline {
             remembered: Vec::new(),
             balance: Balance::default(),
             start_verdict,
+            sign: Evidence::Role,
             notifier: Arc::clone(notifier),
             observer: Weak::clone(observer),
         }
@@ -129,15 +142,18 @@ impl Outline {
             .map(|(i, backend)| ((&**backend.text(), &backend.addr), i))
             .collect();
         let (mut places, mut slots) = (Vec::new(), Vec::new());
+        let (mut counted, mut changed) = (Vec::new(), Vec::new());
         let (mut entries, mut regular) = (Vec::new(), 0);
         let (mut backends, mut ranges) = (Vec::new(), vec![0..0; configured.len()]);
         let all: Vec<&Arc<Backend>> = self.backends().collect();
+        let present_count = self.index.backends.len();
         for (of, plan) in numbered(configured.iter().map(|c| &c.plan)) {
             let configured = &configured[of];
-            let config = EndpointConfig {
-                weight: configured.weight(),
-                ..EndpointConfig::from(plan)
-            };
+            let config = configured.of_endpoints();
+            let present = self.index.configured(&configured.metrics.text);
+            let present = present.map(|of| &self.configured[of]);
+            let is_same =
+                present.is_some_and(|p| Arc::ptr_eq(p, configured) || p.of_endpoints() == config);
             let first = places.len();
             for addr in &configured.addresses {
                 let before = known.remove(&(&*configured.metrics.text, addr));
@@ -147,9 +163,17 @@ impl Outline {
                     let observer = Weak::clone(observer);
                     let backend = Backend::new(addr.clone(), metrics, notifier, observer, now);
                     let verdict = self.start_verdict.unwrap_or(Verdict::Up);
-                    Endpoint::new(backend, config.clone(), configured.admin, verdict, now)
+                    let admin = configured.admin;
+                    Box::new(Endpoint::new(backend, config.clone(), admin, verdict, now))
                 };
                 let slot = before.is_none().then(new);
+                counted.push(match &slot {
+                    Some(endpoint) => Counted::of(endpoint, self.sign, now),
+                    None => Counted::NOT_YET,
+                });
+                if before.is_some_and(|i| !is_same || i >= present_count) {
+                    changed.push(places.len());
+                }
                 let backend = slot.as_ref().map(|endpoint| &endpoint.backend);
                 let backend = backend.or_else(|| all.get(before?).copied());
                 backends.extend(backend.map(Arc::clone));
@@ -168,23 +192,26 @@ impl Outline {
                 regular = entries.len();
             }
         }
-        let present = self.index.backends.len();
-        let gone = known.into_values().filter(|i| *i < present);
-        let mut gone: Vec<usize> = gone.collect();
-        gone.sort_unstable();
-        let stays = |(i, place): (usize, &Place)| place.before == Some(i);
-        let is_same = places.len() == present && places.iter().enumerate().all(stays);
+        let mut left: Vec<usize> = known.into_values().collect();
+        left.sort_unstable();
+        let gone = left.iter().copied().filter(|i| *i < present_count);
+        let gone = gone.collect();
+        left.sort_unstable_by_key(|i| all[*i].id);
+        let serving_backends = configured.iter().filter(|c| c.is_to_serve()).count();
         let (of_regular, of_backups) = entries.split_at(regular);
         let balancer = Balancer::new(balance, of_regular, of_backups);
         Assembly {
             generation: self.generation,
             gone,
-            is_same,
+            left,
+            changed,
+            serving_backends,
             balancer,
             balance: balance.clone(),
             index: Arc::new(Index::new(backends, &configured, ranges)),
             places,
             slots,
+            counted,
             configured: Arc::new(configured),
             departed: self.departed,
         }
@@ -203,6 +230,7 @@ impl Pool {
             remembered: inner.remembered.clone(),
             balance: inner.balance.clone(),
             start_verdict: inner.start_verdict,
+            sign: inner.review.sign_of_primary(),
             notifier: Arc::clone(inner.events.notifier()),
             observer: Weak::clone(&inner.observer),
         }
@@ -213,15 +241,46 @@ impl Pool {
     /// lock by the caller.
     pub(super) fn reassemble<T, X, E>(
         &self,
+        now: Instant,
         mut prepare: impl FnMut(Outline) -> Result<(Assembly, X), E>,
         apply: impl FnOnce(&mut Inner, Assembly, X) -> T,
     ) -> Result<T, E> {
-        loop {
+        let result = loop {
             let (assembly, besides) = prepare(self.outline())?;
             let mut inner = self.lock();
             if inner.generation == assembly.generation {
-                return Ok(apply(&mut inner, assembly, besides));
+                break apply(&mut inner, assembly, besides);
             }
+        };
+        self.forget_departed(now);
+        Ok(result)
+    }
+
+    /// Drops endpoints that have departed and have no state which is worth keeping: some at a time,
+    /// so that workers get the lock meanwhile.
+    fn forget_departed(&self, now: Instant) {
+        let mut first = 0;
+        loop {
+            let mut inner = self.lock();
+            let departed = &mut inner.departed;
+            let part = first..departed.len().min(first + PART);
+            if part.is_empty() {
+                return;
+            }
+            for endpoint in &mut departed[part.clone()] {
+                endpoint.departed.get_or_insert(now);
+            }
+            first = part.end;
+            let forgotten = departed.extract_if(part, |e| !e.is_worth_keeping(now));
+            let forgotten: Vec<BoxedEndpoint> = forgotten.collect();
+            if !forgotten.is_empty() {
+                first -= forgotten.len();
+                // The numbers of others have changed.
+                inner.generation += 1;
+            }
+            drop(inner);
+            // Without the lock.
+            drop(forgotten);
         }
     }
 
@@ -240,15 +299,15 @@ impl Inner {
     /// The endpoint with this number in an outline of this generation.
     pub(super) fn outlined(&self, number: usize) -> Option<&Endpoint> {
         match number.checked_sub(self.endpoints.len()) {
-            None => self.endpoints.get(number),
-            Some(number) => self.departed.get(number),
+            None => self.endpoints.get(number).map(|e| &**e),
+            Some(number) => self.departed.get(number).map(|e| &**e),
         }
     }
 
     pub(super) fn outlined_mut(&mut self, number: usize) -> Option<&mut Endpoint> {
         match number.checked_sub(self.endpoints.len()) {
-            None => self.endpoints.get_mut(number),
-            Some(number) => self.departed.get_mut(number),
+            None => self.endpoints.get_mut(number).map(|e| &mut **e),
+            Some(number) => self.departed.get_mut(number).map(|e| &mut **e),
         }
     }
 
@@ -267,63 +326,80 @@ impl Inner {
             generation,
             departed,
             gone,
-            is_same,
+            left,
+            changed,
+            serving_backends,
             configured,
             balance,
             balancer,
             index,
-            mut places,
-            mut slots,
+            places,
+            slots,
+            mut counted,
         } = assembly;
         debug_assert_eq!(generation, self.generation, "it is out of date");
         self.generation += 1;
-        let left = match is_same {
-            // Mostly only settings differ.
-            true => {
-                let has_checks = self.start_verdict.is_some();
-                for (endpoint, place) in self.endpoints.iter_mut().zip(&mut places) {
-                    endpoint.configure(&mut place.config, has_checks, now);
-                }
-                Vec::new()
-            }
-            false => self.place_endpoints(&mut places, std::mem::take(&mut slots), now),
-        };
+        for (counted, place) in counted.iter_mut().zip(&places) {
+            let before = place.before.and_then(|i| self.totals.counted.get(i));
+            *counted = before.copied().unwrap_or(*counted);
+        }
+        let totals = Totals::new(counted, &index, serving_backends);
         self.balance = balance;
-        let replaced = Replaced {
+        let mut replaced = Replaced {
+            _endpoints: self.place_endpoints(&places, slots, &left),
+            counted: std::mem::replace(&mut self.totals, totals).counted,
             gone,
             places,
             index: std::mem::replace(&mut self.index, index),
             _configured: std::mem::replace(&mut self.configured, configured),
             _balancer: std::mem::replace(&mut self.balancer, balancer),
-            _slots: slots,
-            _endpoints: left,
-            _departed: (departed, self.forget_departed(now)),
+            _departed: departed,
         };
-        self.watch_new_endpoints();
-        self.next_halving = self.endpoints.iter().filter_map(|e| e.latency.halves).min();
-        self.review(None, now);
+        self.fast_path = self.totals.counts.restricted == 0;
+        self.configure_endpoints(&mut replaced, &changed, now);
+        if !self.review.is_of_each() {
+            self.review(None, now);
+            return replaced;
+        }
+        // What is new has been looked at, except beside the others.
+        let claimed = replaced
+            .gone
+            .iter()
+            .filter(|i| replaced.counted[**i].claims());
+        let claimed = claimed.filter_map(|i| self.number_of(&replaced.index.backends[*i]));
+        let numbers: Vec<usize> = changed.into_iter().chain(claimed).collect();
+        self.review_some(numbers, None, now);
         replaced
     }
 
-    /// The states of all endpoints, and whether they are backups.
-    pub(super) fn states(&self) -> Vec<(bool, BackendState)> {
-        let state = |e: &Endpoint| (e.config.is_backup, e.state());
-        self.endpoints.iter().map(state).collect()
+    /// `changed`: those that stay and get another configuration, or are back.
+    fn configure_endpoints(&mut self, replaced: &mut Replaced, changed: &[usize], now: Instant) {
+        let has_checks = self.start_verdict.is_some();
+        let present = replaced.index.backends.len();
+        for number in changed {
+            let place = &mut replaced.places[*number];
+            let is_back = place.before.is_some_and(|i| i >= present);
+            let endpoint = &mut self.endpoints[*number];
+            endpoint.configure(&mut place.config, is_back, has_checks, now);
+            // No later than it may have been.
+            let halvings = self.next_halving.into_iter().chain(endpoint.latency.halves);
+            self.next_halving = halvings.min();
+        }
+        let is_new = |place: &Place| place.before.is_none_or(|i| i >= present);
+        let places = replaced.places.iter().enumerate();
+        let mut new = places.filter(|(_, place)| is_new(place)).map(|(i, _)| i);
+        self.watch_new_endpoints(new.clone());
+        if new.next().is_some() {
+            self.review.expect_stale(now);
+        }
     }
 
-    /// `states`: before the endpoints were replaced.
-    pub(super) fn add_transitions(
-        &mut self,
-        replaced: &mut Replaced,
-        states: Vec<(bool, BackendState)>,
-        cause: &Cause,
-        now: Instant,
-    ) {
+    pub(super) fn add_transitions(&mut self, replaced: &mut Replaced, cause: &Cause, now: Instant) {
         let exchange = Exchange {
             before: Arc::clone(&replaced.index),
             after: Arc::clone(&self.index),
-            states_before: states,
-            states_after: self.states(),
+            states_before: std::mem::take(&mut replaced.counted),
+            states_after: self.totals.counted.clone(),
             gone: std::mem::take(&mut replaced.gone),
             places: std::mem::take(&mut replaced.places),
             cause: cause.clone(),
@@ -332,58 +408,39 @@ impl Inner {
         self.events.push_exchange(exchange);
     }
 
-    /// Returns what is left of the endpoints that there were.
+    /// Moves endpoints to their places, and those that have left. Returns what is to be dropped
+    /// without the lock.
     fn place_endpoints(
         &mut self,
-        places: &mut [Place],
-        mut slots: Vec<Option<Endpoint>>,
-        now: Instant,
-    ) -> Vec<Option<Endpoint>> {
-        let has_checks = self.start_verdict.is_some();
-        // Both in place: an option of an endpoint is as large as the endpoint.
-        let as_options = |of: Vec<Endpoint>| of.into_iter().map(Some).collect::<Vec<_>>();
+        places: &[Place],
+        mut slots: Vec<Option<BoxedEndpoint>>,
+        left: &[usize],
+    ) -> [Vec<Option<BoxedEndpoint>>; 2] {
+        // In place: an option of a box is as large as the box.
+        let as_options = |of: Vec<BoxedEndpoint>| of.into_iter().map(Some).collect::<Vec<_>>();
         let mut endpoints = as_options(std::mem::take(&mut self.endpoints));
         let mut departed = as_options(std::mem::take(&mut self.departed));
-        for (place, slot) in places.iter_mut().zip(&mut slots) {
-            let Some(i) = place.before else { continue };
-            let before = match i.checked_sub(endpoints.len()) {
-                None => endpoints[i].take(),
-                Some(i) => departed[i].take(),
-            };
-            if let Some(mut endpoint) = before {
-                endpoint.configure(&mut place.config, has_checks, now);
-                *slot = Some(endpoint);
+        let mut take = |i: usize| match i.checked_sub(endpoints.len()) {
+            None => endpoints[i].take(),
+            Some(i) => departed[i].take(),
+        };
+        for (place, slot) in places.iter().zip(&mut slots) {
+            if let Some(before) = place.before {
+                *slot = take(before);
             }
         }
+        self.departed = left.iter().filter_map(|i| take(*i)).collect();
         self.endpoints = slots.into_iter().flatten().collect();
-        self.departed = departed.into_iter().flatten().collect();
-        // Most of thousands have no session: those stay where they are.
-        let kept = endpoints.iter_mut().filter_map(|left| {
-            let kept = left.take_if(|endpoint| endpoint.is_worth_keeping(now))?;
-            Some(Endpoint {
-                departed: Some(now),
-                ..kept
-            })
-        });
-        self.departed.extend(kept);
-        // In the order in which they were made.
-        self.departed.sort_unstable_by_key(|e| e.backend.id);
-        endpoints
-    }
-
-    /// Returns those that have no state which is worth keeping.
-    fn forget_departed(&mut self, now: Instant) -> Vec<Endpoint> {
-        let departed = &mut self.departed;
-        departed
-            .extract_if(.., |e| !e.is_worth_keeping(now))
-            .collect()
+        [endpoints, departed]
     }
 }
 
 impl Exchange {
     /// Whether an endpoint has left, or is in another state than before.
     pub(super) fn may_have_outage(&self) -> bool {
-        !self.gone.is_empty() || self.states_before != self.states_after
+        let state = |counted: &Counted| (counted.is_backup, counted.state);
+        let (before, after) = (self.states_before.iter(), self.states_after.iter());
+        !self.gone.is_empty() || !before.map(state).eq(after.map(state))
     }
 
     /// First those that are gone, then those that came, then those whose state has changed.
@@ -398,7 +455,9 @@ impl Exchange {
             at: self.at,
         };
         let gone = self.gone.iter().map(move |&i| {
-            let (is_backup, state) = self.states_before[i];
+            let Counted {
+                is_backup, state, ..
+            } = self.states_before[i];
             transition(&self.before.backends[i], is_backup, Some(state), None)
         });
         let before = |place: &Place| place.before.filter(|i| *i < self.before.backends.len());
@@ -407,12 +466,12 @@ impl Exchange {
             after.zip(&self.places)
         };
         let came = after().filter(move |(_, place)| before(place).is_none());
-        let came = came.map(move |((backend, (is_backup, state)), _)| {
-            transition(backend, *is_backup, None, Some(*state))
+        let came = came.map(move |((backend, after), _)| {
+            transition(backend, after.is_backup, None, Some(after.state))
         });
-        let changed = after().filter_map(move |((backend, (is_backup, to)), place)| {
-            let (_, from) = self.states_before[before(place)?];
-            (from != *to).then(|| transition(backend, *is_backup, Some(from), Some(*to)))
+        let changed = after().filter_map(move |((backend, after), place)| {
+            let (from, to) = (self.states_before[before(place)?].state, after.state);
+            (from != to).then(|| transition(backend, after.is_backup, Some(from), Some(to)))
         });
         gone.chain(came).chain(changed)
     }

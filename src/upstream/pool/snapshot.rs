@@ -138,7 +138,7 @@ impl Pool {
     fn snapshot_of(&self, inner: &Inner, of: usize, now: Instant) -> EndpointSnapshot {
         let configured = &inner.configured[of];
         let endpoints: SmallVec<[&Endpoint; 4]> =
-            inner.endpoints[inner.index.range(of)].iter().collect();
+            (inner.endpoints[inner.index.range(of)].iter().map(|e| &**e)).collect();
         let endpoints = &endpoints[..];
         let Configured { plan, admin, .. } = &**configured;
         let single = inner.balancer.is_single();
@@ -233,7 +233,7 @@ impl Inner {
 
     fn departed_of(&self, backend: &Backend) -> Option<&Endpoint> {
         let number = self.number_of(backend)?.checked_sub(self.endpoints.len())?;
-        self.departed.get(number)
+        self.departed.get(number).map(|e| &**e)
     }
 
     /// The state of a configured backend, and why it is in it, as text. It is that of the endpoint

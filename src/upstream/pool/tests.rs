@@ -3,6 +3,7 @@ mod plans;
 mod primaries;
 mod role_fallback;
 mod scale;
+mod totals;
 mod waiting;
 
 use super::*;

@@ -10,7 +10,7 @@
 
 use super::{
     Inner, Pool, Search, View,
-    endpoint::Endpoint,
+    endpoint::BoxedEndpoint,
     locked::Locked,
     waiting_line::{Left, Position, Served},
 };
@@ -316,6 +316,7 @@ impl Inner {
         let Inner {
             balancer,
             endpoints,
+            index,
             ..
         } = self;
         let view = View {
@@ -324,6 +325,7 @@ impl Inner {
             respects_ceilings: false,
             ignores_full: true,
             endpoints,
+            backends: &index.backends,
             tried: &[],
             now,
             full: &RefCell::default(),
@@ -334,10 +336,11 @@ impl Inner {
         is_full.then(|| endpoints[own].backend.id)
     }
 
-    /// The endpoints are others than before.
-    pub(super) fn watch_new_endpoints(&self) {
+    /// These endpoints were not there before.
+    pub(super) fn watch_new_endpoints(&self, numbers: impl Iterator<Item = usize>) {
         if !self.line.is_empty() {
-            self.watch_releases(true);
+            numbers.for_each(|i| self.endpoints[i].backend.observe_releases(true));
+            fence(SeqCst);
         }
     }
 
@@ -346,7 +349,7 @@ impl Inner {
         if self.line.is_empty() {
             return None;
         }
-        let retry = |e: &Endpoint| e.passive.available_at(e.config.rule, now);
+        let retry = |e: &BoxedEndpoint| e.passive.available_at(e.config.rule, now);
         let retries = self.endpoints.iter().filter_map(retry);
         retries.chain(self.line.next_release(now)).min()
     }

@@ -399,7 +399,7 @@ proptest! {
             let candidates = own_up.iter().filter(|n| fresh(n)).count();
             prop_assert!(proofs || picks.len() == candidates.min(1));
             let inner = scene.pool.lock();
-            prop_assert_eq!(inner.fast_path, are_all_full(&inner.endpoints, &mut 0, scene.now));
+            inner.assert_is_counted(scene.now);
             drop(inner);
             prop_assert_eq!(scene.pool.guarded(scene.now).primaries, Some(own_up.len()));
         }

@@ -77,9 +77,12 @@ fn an_exchange_of_all_backends_makes_its_transitions_without_the_lock() {
     pool.take_events(large.now);
     let lease = pool.pick(&mut Search::default(), large.now).expect("one");
     let (most, ()) = looks::most_during(|| large.replace(many(MANY)));
-    // Their states, which of them are worth keeping, which are well and take their full share.
-    assert!(most <= 5 * MANY as usize + FEW, "{most}");
-    assert_eq!(pool.lock().review.well, MANY as usize);
+    // Only which of them are worth keeping, some at a time.
+    assert!(most <= 256, "{most}");
+    assert_eq!(pool.lock().totals.counts.well, MANY as usize);
+    pool.lock().assert_is_counted(large.now);
+    // All but the one with a session are forgotten.
+    assert_eq!(pool.backends().len(), MANY as usize + 1);
     let (most, (events, _)) = looks::most_during(|| pool.take_events(large.now));
     assert!(most < FEW, "{most}");
     let texts = |is_it: fn(&Transition) -> bool| -> Vec<String> {
@@ -109,18 +112,59 @@ fn an_exchange_of_all_backends_makes_its_transitions_without_the_lock() {
 
 #[test]
 fn what_happens_to_one_backend_looks_at_no_other() {
-    let large = Large::new(checked_up());
+    let role = |role| CheckKind::Redis {
+        role: Some(role),
+        user: None,
+        password: None,
+        replicating: false,
+        max_lag: None,
+        min_version: None,
+        require_writes: true,
+    };
+    let with = |change: fn(&mut Check)| {
+        let mut check = checked_up();
+        change(&mut check);
+        check
+    };
+    let rules = [
+        checked_up(),
+        with(|check| check.panic_threshold = 50),
+        with(|check| check.stale_after = Some(Duration::from_secs(30))),
+        Check {
+            role_fallback: true,
+            kind: role(plan::Role::Replica),
+            ..checked_up()
+        },
+    ];
+    for check in rules {
+        look_at_one(&Large::new(check));
+    }
+    // All others have another role.
+    let large = Large::new(Check {
+        stale_after: Some(Duration::from_secs(30)),
+        ..check(role(plan::Role::Primary))
+    });
+    let (pool, now) = (&large.pool, large.now);
+    for n in [0, 1] {
+        let (most, well) = looks::most_during(|| verdict(pool, n, Verdict::Up, true, now));
+        assert!(well && most < 2 * FEW, "{most}");
+    }
+    assert_eq!(pool.lock().totals.counts.well, 1);
+    pool.lock().assert_is_counted(now);
+}
+
+fn look_at_one(large: &Large) {
     let (pool, now) = (&large.pool, large.now);
     // The last one: a search from the beginning would not find it soon.
     let last = MANY as usize - 1;
     let (most, well) = looks::most_during(|| verdict(pool, last, DOWN, true, now));
     assert!(well && most < FEW, "{most}");
-    assert_eq!(pool.lock().review.well, last);
-    // Whether all the others take sessions as well is looked at once.
+    assert_eq!(pool.lock().totals.counts.well, last);
     let (most, well) = looks::most_during(|| verdict(pool, last, Verdict::Up, false, now));
-    assert!(well && most < FEW + MANY as usize, "{most}");
+    assert!(well && most < FEW, "{most}");
     verdict(pool, last, DOWN, false, now);
-    assert_eq!(pool.lock().review.well, last);
+    assert_eq!(pool.lock().totals.counts.well, last);
+    pool.lock().assert_is_counted(now);
     let addresses = pool.addresses();
     let backend = &addresses[MANY as usize - 2].backend;
     let text = backend.text().to_string();
