@@ -38,20 +38,12 @@ impl Place {
             place.netns.sh(&format!("ip addr add {server}/32 dev lo"));
             let folder = place.dir.file(server);
             fs::create_dir(&folder).unwrap();
-            let replica = match server == SERVERS[0] {
+            let options = match server == SERVERS[0] {
                 true => String::new(),
                 false => format!("--replicaof {} 6379", SERVERS[0]),
             };
-            let line = format!(
-                "exec redis-server --protected-mode no --save '' --port 6379 --bind {server} \
-                 --bind-source-addr {server} \
-                 --replica-announce-ip {server} --repl-diskless-sync-delay 0 --dir {} {replica}",
-                folder.display()
-            );
-            let command = place.command(&line);
-            place
-                .servers
-                .push(Proc::start(server, place.dir.path(), command));
+            let started = place.start_server(server, &options);
+            place.servers.push(started);
         }
         for server in SERVERS {
             wait_until("a server answers", secs(20), || {
@@ -63,6 +55,25 @@ impl Place {
             info.contains("connected_slaves:2") && info.matches("state=online").count() == 2
         });
         place
+    }
+
+    fn start_server(&self, server: &str, options: &str) -> Proc {
+        let line = format!(
+            "exec redis-server --protected-mode no --save '' --port 6379 --bind {server} \
+             --bind-source-addr {server} \
+             --replica-announce-ip {server} --repl-diskless-sync-delay 0 --dir {} {options}",
+            self.dir.file(server).display()
+        );
+        Proc::start(server, self.dir.path(), self.command(&line))
+    }
+
+    /// Whether clients of port 6379 reach this server within a while.
+    #[track_caller]
+    fn wait_reached(&self, server: &str) {
+        let reached = poll(secs(15), || {
+            (self.reached().as_deref() == Some(server)).then_some(())
+        });
+        assert!(reached.is_some(), "{}", self.sh("tembuku status"));
     }
 
     /// A line of a shell, in this network and folder.
@@ -152,9 +163,7 @@ fn recipes_do_what_they_say() {
     assert_eq!(place.reached().as_deref(), Some(SERVERS[0]));
     let printed = run_all("## A planned fail-over");
     assert!(printed[0].contains("up -> drained"), "{printed:?}");
-    wait_until("the new primary is reached", secs(15), || {
-        place.reached().as_deref() == Some(SERVERS[1])
-    });
+    place.wait_reached(SERVERS[1]);
     assert_eq!(place.role(SERVERS[0]).as_deref(), Some("slave"));
     run_all("## Maintenance of a server");
     // The loop is one line of a shell.
@@ -181,21 +190,17 @@ fn recipes_do_what_they_say() {
 /// "Redis, and a fail-over", line by line.
 #[test]
 fn a_fail_over_works_as_readme_says() {
-    let place = Place::new();
+    let mut place = Place::new();
     let text = fs::read_to_string(Path::new(ROOT).join("README.md")).unwrap();
     let section = text.split("\n### Redis, and a fail-over\n").nth(1).unwrap();
-    let lines = section.lines().skip(1).take_while(|line| !line.is_empty());
-    let lines: Vec<String> = lines
-        .map(|line| {
-            line.split(" # ")
-                .next()
-                .unwrap_or_default()
-                .trim()
-                .to_owned()
-        })
+    let section = section.split("\n### ").next().unwrap_or_default();
+    let commands: Vec<&str> = section
+        .lines()
+        .filter_map(|line| line.strip_prefix("    "))
+        .map(|line| line.split(" # ").next().unwrap_or_default().trim())
         .collect();
-    let [copy, probe, run, promote, follow] = lines.as_slice() else {
-        panic!("{lines:#?}");
+    let [copy, probe, run, promote, restart, drain, fail_over, ready] = commands[..] else {
+        panic!("{commands:#?}");
     };
     place.sh(copy);
     let config = fs::read_to_string(place.dir.file("tembuku.toml")).unwrap();
@@ -206,18 +211,37 @@ fn a_fail_over_works_as_readme_says() {
     );
     assert_eq!(run, "tembuku run -c tembuku.toml");
     let _tembuku = place.start(&config);
-    assert_eq!(place.reached().as_deref(), Some(SERVERS[0]));
+    place.wait_reached(SERVERS[0]);
+
+    place.servers[0].kill();
     place.sh(promote);
-    place.sh(follow);
-    let reached = poll(secs(15), || {
-        (place.reached().as_deref() == Some(SERVERS[1])).then_some(())
-    });
-    assert!(reached.is_some(), "{}", place.sh("tembuku status"));
+    place.wait_reached(SERVERS[1]);
     let events = place.sh("tembuku events -c tembuku.toml");
-    assert!(
-        events.contains("primary/10.0.0.2:6379 standby -> up"),
-        "{events}"
-    );
+    let of_new = |line: &&str| line.contains("primary/10.0.0.2:6379") && line.contains(" -> up");
+    assert!(events.lines().any(|line| of_new(&line)), "{events}");
+    let (_, options) = restart.split_once(" /etc/redis.conf ").unwrap();
+    place.servers[0] = place.start_server(SERVERS[0], options);
+    wait_until("the former primary is a replica", secs(20), || {
+        let status = place.sh("tembuku status");
+        let of_former = |line: &&str| line.contains("10.0.0.1:6379") && line.contains("standby");
+        status.lines().any(|line| of_former(&line))
+    });
+
+    // The other way about: the commands of README are for a fail-over to the second server.
+    let back = |line: &str| {
+        let swapped = line.replace(SERVERS[0], "former");
+        let swapped = swapped.replace(SERVERS[1], SERVERS[0]);
+        swapped.replace("former", SERVERS[1])
+    };
+    place.sh(&back(drain));
+    place.sh(&back(fail_over));
+    wait_until("the servers have changed their roles", secs(20), || {
+        place.role(SERVERS[1]).as_deref() == Some("slave")
+    });
+    place.sh(&back(ready));
+    place.wait_reached(SERVERS[0]);
+    let status = place.sh("tembuku status");
+    assert!(!status.contains("drained"), "{status}");
 }
 
 /// For the commands of all pages: their names of upstreams, and servers that are there.
