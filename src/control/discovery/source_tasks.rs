@@ -197,7 +197,7 @@ impl Decider {
         if failures.count == 1 || now >= failures.logged + LOG_INTERVAL {
             failures.logged = now;
             tracing::warn!(%upstream, kind, error = error.message, failures = failures.count,
-                is_old, "no answer from the source of backends, keeping those it had");
+                is_old, "no usable answer from the source of backends, its last set stays");
         }
         if !failures.is_recorded && now >= failures.began + SILENCE {
             failures.is_recorded = true;
