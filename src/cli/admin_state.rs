@@ -330,10 +330,11 @@ fn put(
 
 fn change_text(change: &AdminChange) -> String {
     let (from, to) = (clean(&change.from), clean(&change.state));
-    let states = if from == to {
-        format!("{to} already")
-    } else {
-        format!("{from} -> {to}")
+    let is_ready = change.admin_state == AdminState::Ready.word();
+    let states = match from == to {
+        true => format!("{to} already"),
+        false if is_ready && to == "down" => format!("{from} -> {to} until a check has passed"),
+        false => format!("{from} -> {to}"),
     };
     let (upstream, backend) = (clean(&change.upstream), clean(&change.backend));
     let sessions = counted(change.connections, "session");

@@ -168,6 +168,10 @@ impl Event {
             Some(saw) => format!("{reason}, {}", clean(saw)),
             None => reason,
         };
+        let reason = match (&*self.reason, &*self.to) {
+            ("operator", "down") => format!("{reason}, until a check has passed"),
+            _ => reason,
+        };
         let mut parts = vec![reason];
         if self.doubt_seconds > 0.0 {
             parts.push(format!("in doubt for {} s", self.doubt_seconds));

@@ -10,7 +10,7 @@ use crate::{
         journal::{BackendCount, Journal, JournalEntry, Number},
         outage::OutageTracker,
     },
-    plan::Upstream,
+    plan::{Upstream, reason::BackendState},
     upstream::pool::{AdminStateSet, Cause, Event, Pool, Transition, WeightSet},
 };
 use std::{
@@ -184,7 +184,10 @@ impl Lifecycle {
         if admin_state == set.was {
             return;
         }
-        set.metrics.entered(change.to);
+        // Put back into service it is down until a check has passed, which is no fault.
+        if change.to != BackendState::Down {
+            set.metrics.entered(change.to);
+        }
         let (from, to) = (change.from.word(), change.to.word());
         tracing::info!(%upstream, %backend, from, to, reason, sessions = change.sessions,
             admin_state = admin_state.word(), "admin state changed");
@@ -232,7 +235,9 @@ impl Lifecycle {
                 self.addresses_changed.notify_one();
             }
         }
-        outages.end(backend);
+        if transition.ends_outage() || transition.is_outage() {
+            outages.end(backend);
+        }
         let number = match together {
             // One without sessions concerns no client.
             Some(_) if backend.is_empty() => return,

@@ -542,6 +542,11 @@ impl Endpoint {
             return None;
         }
         self.check.since = Some(now);
+        let from = match from {
+            // Sessions have found it already.
+            Verdict::Up if self.is_failed() => BackendState::Failed,
+            from => from.state(),
+        };
         let trigger = trigger.filter(|t| t.backend == self.backend.id);
         let (cause, doubted_for) = match (why, trigger) {
             (Some(how), _) if to == Verdict::WrongRole => (Cause::Superseded(how), Duration::ZERO),
@@ -552,7 +557,7 @@ impl Endpoint {
         Some(Transition {
             to: Some(to.state()),
             doubted_for,
-            ..self.transition(from.state(), cause, now)
+            ..self.transition(from, cause, now)
         })
     }
 }

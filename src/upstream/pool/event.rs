@@ -206,6 +206,11 @@ impl Cause {
 }
 
 impl Transition {
+    /// Whether what follows is not due to an outage that began before.
+    pub fn ends_outage(&self) -> bool {
+        self.to == Some(BackendState::Up) || self.from.is_none()
+    }
+
     /// Whether the address served before it, or was removed by it.
     pub fn is_outage(&self) -> bool {
         match self.to {
