@@ -24,8 +24,8 @@ mod terminate;
 mod upgrade;
 
 pub use crate::admin::format::{
-    OperatorSettings, SourceFigures, availability, explain, is_well, listener_name, load, reasons,
-    sessions, size, source_text, state_rank,
+    OperatorSettings, SourceFigures, availability, explain, is_good, is_well, listener_name, load,
+    reasons, sessions, size, source_text, state_rank,
 };
 pub use http::{AdminListener, serve};
 pub use render::Renderer;

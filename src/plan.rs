@@ -28,7 +28,7 @@ pub use limits::{Bandwidth, Limits, OverRate, Period, Rate, Source, SourcePrefix
 pub use udp::{FlowsMove, Protocol, ProxyOn, Udp, WhenFull};
 pub use words::counted;
 
-use reason::Shortage;
+use reason::{Shortage, words};
 use std::{net::IpAddr, net::SocketAddr, path::PathBuf, time::Duration};
 
 /// Everything one process does.
@@ -412,38 +412,19 @@ pub enum KeyPart {
     Variable(Variable),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Variable {
-    /// The client's address as text; `unix:` for one on a unix socket.
-    RemoteAddr,
-    /// Its 4 or 16 bytes.
-    BinaryRemoteAddr,
-    /// Empty on a unix socket.
-    RemotePort,
-    /// The port that the client connected to; empty on a unix socket.
-    ServerPort,
-    /// The address in an accepted PROXY header; empty without one.
-    ProxyProtocolAddr,
-}
-
-impl Variable {
-    pub const ALL: [Self; 5] = [
-        Self::RemoteAddr,
-        Self::BinaryRemoteAddr,
-        Self::RemotePort,
-        Self::ServerPort,
-        Self::ProxyProtocolAddr,
-    ];
-
-    /// Its name, as nginx has it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::RemoteAddr => "remote_addr",
-            Self::BinaryRemoteAddr => "binary_remote_addr",
-            Self::RemotePort => "remote_port",
-            Self::ServerPort => "server_port",
-            Self::ProxyProtocolAddr => "proxy_protocol_addr",
-        }
+words! {
+    /// Its word is the name that nginx has for it.
+    Variable {
+        /// The client's address as text; `unix:` for one on a unix socket.
+        RemoteAddr = "remote_addr",
+        /// Its 4 or 16 bytes.
+        BinaryRemoteAddr = "binary_remote_addr",
+        /// Empty on a unix socket.
+        RemotePort = "remote_port",
+        /// The port that the client connected to; empty on a unix socket.
+        ServerPort = "server_port",
+        /// The address in an accepted PROXY header; empty without one.
+        ProxyProtocolAddr = "proxy_protocol_addr",
     }
 }
 

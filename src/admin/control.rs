@@ -225,7 +225,7 @@ async fn read_order(request: Request<Incoming>) -> Result<Order, Refusal> {
 }
 
 fn read_admin_order(word: &str, close_after: Option<&str>) -> Result<AdminOrder, Refusal> {
-    let admin_state = AdminState::of(word).ok_or_else(|| {
+    let admin_state = AdminState::of_word(word).ok_or_else(|| {
         let words = AdminState::ALL.map(AdminState::word);
         Refusal(
             StatusCode::BAD_REQUEST,

@@ -1,6 +1,9 @@
 //! Figures as a person reads them, on the page and in `tembuku status`.
 
-use crate::plan::{counted, reason::BackendState};
+use crate::plan::{
+    counted,
+    reason::{BackendState, Condition},
+};
 
 /// How much of what there may be is there: of connections, of flows, or of both, by what is
 /// listened for.
@@ -153,10 +156,16 @@ pub fn state_rank(state: &str) -> usize {
     known.unwrap_or_default()
 }
 
+/// Of a backend; a state of another version is none.
+pub fn is_good(state: &str) -> bool {
+    let known = BackendState::of_word(state);
+    known.is_some_and(|state| state.condition() == Condition::Good)
+}
+
 /// Whether there is nothing to be done about a backend: it is in service or in the other role, has
 /// a place, and an operator has set nothing.
 pub fn is_well(state: &str, is_full: bool, is_set_by_operator: bool) -> bool {
-    matches!(state, "up" | "standby") && !is_full && !is_set_by_operator
+    is_good(state) && !is_full && !is_set_by_operator
 }
 
 /// What an operator has set for a backend, as it is shown beside its state.

@@ -101,7 +101,7 @@ fn read_source(section: &Section<'_>) -> Option<DiscoverSource> {
         return None;
     }
     let word = section.one_of("kind", &kinds())?;
-    let kind = DiscoverKind::ALL.into_iter().find(|k| k.word() == word)?;
+    let kind = DiscoverKind::of_word(word)?;
     report_keys_of_others(kind, section);
     match kind {
         DiscoverKind::File => read_file(section),

@@ -16,7 +16,7 @@ use crate::{
         merge::{Changes, Held, Known, Merged, Outcome, Rules},
     },
     handover::discovery::DiscoveryRecord,
-    plan::{Addr, Backend, Discover, Plan, Target, Upstream},
+    plan::{Addr, Backend, Discover, Plan, Target, Upstream, reason::words},
 };
 use asking::Asking;
 use saved::{Saved, identify};
@@ -42,7 +42,7 @@ pub struct Discovery {
     pub upstream: Arc<str>,
     state: Mutex<Answers>,
     /// Answers, by what they led to.
-    updates: [AtomicU64; UpdateResult::ALL.len()],
+    updates: [AtomicU64; UpdateResult::COUNT],
 }
 
 #[derive(Debug)]
@@ -60,26 +60,15 @@ struct Answers {
     addresses: HashMap<String, Vec<Addr>>,
 }
 
-/// What an answer led to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UpdateResult {
-    /// Other backends.
-    Changed,
-    /// The backends stay as they are.
-    Unchanged,
-    /// There was none.
-    Error,
-}
-
-impl UpdateResult {
-    pub const ALL: &'static [Self] = &[Self::Changed, Self::Unchanged, Self::Error];
-
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Changed => "changed",
-            Self::Unchanged => "unchanged",
-            Self::Error => "error",
-        }
+words! {
+    /// What an answer led to.
+    UpdateResult {
+        /// Other backends.
+        Changed = "changed",
+        /// The backends stay as they are.
+        Unchanged = "unchanged",
+        /// There was none.
+        Error = "error",
     }
 }
 

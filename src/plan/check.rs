@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Addr, Rcode, RecordType};
+use super::{Addr, Rcode, RecordType, reason::words};
 
 /// How the backends of an upstream are checked, and what becomes of their sessions when a check
 /// fails.
@@ -364,19 +364,9 @@ pub enum PasswordFrom {
     Variable(String),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    Primary,
-    Replica,
-}
-
-impl Role {
-    pub const ALL: [Self; 2] = [Self::Primary, Self::Replica];
-
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Primary => "primary",
-            Self::Replica => "replica",
-        }
+words! {
+    Role {
+        Primary = "primary",
+        Replica = "replica",
     }
 }

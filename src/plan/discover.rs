@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{PasswordFrom, Target, Tls};
+use super::{PasswordFrom, Target, Tls, reason::words};
 
 /// A source of backends, and how its answers are taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,46 +24,23 @@ pub struct Discover {
     pub confirm: Duration,
 }
 
-/// A kind of source. Its keys are declared by [`DiscoverKind::keys`], read by `config::discover`,
-/// and its protocol is in `discover`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DiscoverKind {
-    File,
-    Http,
-    Srv,
-    Redis,
-    Sentinel,
-    Consul,
-    Etcd,
-    Kubernetes,
+words! {
+    /// A kind of source. Its keys are declared by [`DiscoverKind::keys`], read by
+    /// `config::discover`, and its protocol is in `discover`. The word is that of the
+    /// configuration.
+    DiscoverKind {
+        File = "file",
+        Http = "http",
+        Srv = "srv",
+        Redis = "redis",
+        Sentinel = "sentinel",
+        Consul = "consul",
+        Etcd = "etcd",
+        Kubernetes = "kubernetes",
+    }
 }
 
 impl DiscoverKind {
-    pub const ALL: [Self; 8] = [
-        Self::File,
-        Self::Http,
-        Self::Srv,
-        Self::Redis,
-        Self::Sentinel,
-        Self::Consul,
-        Self::Etcd,
-        Self::Kubernetes,
-    ];
-
-    /// As it is written in the configuration.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::File => "file",
-            Self::Http => "http",
-            Self::Srv => "srv",
-            Self::Redis => "redis",
-            Self::Sentinel => "sentinel",
-            Self::Consul => "consul",
-            Self::Etcd => "etcd",
-            Self::Kubernetes => "kubernetes",
-        }
-    }
-
     /// The keys that are not for all kinds.
     pub fn keys(self) -> &'static [&'static str] {
         match self {

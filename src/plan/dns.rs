@@ -12,10 +12,14 @@ macro_rules! dns_words {
         pub enum $name { $($variant,)* }
 
         impl $name {
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+            pub const ALL: [Self; [$($word,)*].len()] = [$(Self::$variant,)*];
 
             pub fn word(self) -> &'static str {
                 match self { $(Self::$variant => $word,)* }
+            }
+
+            pub fn of_word(word: &str) -> Option<Self> {
+                match word { $($word => Some(Self::$variant),)* _ => None }
             }
 
             pub fn number(self) -> $number {

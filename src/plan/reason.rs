@@ -7,7 +7,7 @@ mod errno;
 pub use close::{Cut, Peer};
 pub use errno::{ErrorCause, Party};
 
-/// Declares an enum whose variants carry their word.
+/// Declares an enum whose variants carry their word. More may be derived for it.
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal,)* }) => {
         $(#[$doc])*
@@ -15,15 +15,22 @@ macro_rules! words {
         pub enum $name { $($(#[$vdoc])* $variant,)* }
 
         impl $name {
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
-            pub const COUNT: usize = Self::ALL.len();
+            pub const ALL: [Self; Self::COUNT] = [$(Self::$variant,)*];
+            pub const COUNT: usize = [$($word,)*].len();
 
             pub fn word(self) -> &'static str {
                 match self { $(Self::$variant => $word,)* }
             }
+
+            /// `None`: it is none of them, or one of another version of the program.
+            pub fn of_word(word: &str) -> Option<Self> {
+                match word { $($word => Some(Self::$variant),)* _ => None }
+            }
         }
     };
 }
+
+pub(crate) use words;
 
 words! {
     /// Why a session ended.
@@ -280,6 +287,31 @@ words! {
     }
 }
 
+/// What the state of a backend asks of an operator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Condition {
+    /// Nothing.
+    Good,
+    /// It is out of service, and that is no fault: it was set so, or the next session tries it.
+    SetAside,
+    /// An alert is for this.
+    Fault,
+}
+
+impl BackendState {
+    pub fn condition(self) -> Condition {
+        match self {
+            Self::Up | Self::Standby => Condition::Good,
+            Self::Unproven | Self::Disabled | Self::Drained | Self::Maintenance | Self::Removed => {
+                Condition::SetAside
+            }
+            Self::Down | Self::Failed | Self::WrongRole | Self::Lagging | Self::Doubtful => {
+                Condition::Fault
+            }
+        }
+    }
+}
+
 impl RejectReason {
     /// Whether a flow can be turned away so, or else a connection.
     pub fn can_befall(self, flow: bool) -> bool {
@@ -298,9 +330,7 @@ impl RejectReason {
             | Self::Drained => true,
         }
     }
-}
 
-impl RejectReason {
     /// Whether the end of another flow may let this one in.
     pub fn is_cured_by_eviction(self) -> bool {
         match self {

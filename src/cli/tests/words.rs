@@ -8,7 +8,7 @@ use super::{
 use crate::{
     config,
     plan::reason::{
-        BackendState, CheckResult, CloseReason, ConnectError, DropReason, RejectReason,
+        BackendState, CheckResult, CloseReason, Condition, ConnectError, DropReason, RejectReason,
         SpliceFallback, WaitResult,
     },
     telemetry::metrics,
@@ -291,6 +291,28 @@ fn record_fields() -> Vec<String> {
     let fields: Vec<String> = names.map(str::to_owned).collect();
     assert!(fields.len() > 15, "{fields:?}");
     fields
+}
+
+/// An alert on faults names every state that is one.
+#[test]
+fn alerts_name_every_state_that_is_a_fault() {
+    let is_fault = |state: &&BackendState| state.condition() == Condition::Fault;
+    let faults = BackendState::ALL.iter().filter(is_fault);
+    let faults: BTreeSet<&str> = faults.map(|state| state.word()).collect();
+    let mut count = 0;
+    for page in pages().into_iter().chain(packages()) {
+        let alerts = page.text.split("tembuku_backend_state{state=~\"").skip(1);
+        for alert in alerts {
+            let states = alert.split('"').next().unwrap_or_default();
+            let states: BTreeSet<&str> = states.split('|').collect();
+            // There is also one on failed connects alone.
+            if !states.contains("unproven") {
+                assert_eq!(states, faults, "{}", page.name);
+                count += 1;
+            }
+        }
+    }
+    assert!(count >= 3, "only {count} are found");
 }
 
 #[test]

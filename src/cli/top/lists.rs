@@ -7,12 +7,13 @@ use super::{
     screen::{Style, short},
 };
 use crate::{
-    admin::{OperatorSettings, explain, is_well, listener_name, sessions, state_rank},
+    admin::{OperatorSettings, explain, is_good, is_well, listener_name, sessions, state_rank},
     cli::{
         admin_state::Name,
         response::{Backend, Discovery, Event, Listener, Session, Upstream},
         sessions::time,
     },
+    plan::reason::BackendState,
 };
 
 /// A column; the first of a list is as wide as the others allow.
@@ -166,6 +167,23 @@ pub(super) fn arrange(
     entries
 }
 
+fn style(state: BackendState) -> Style {
+    match state {
+        BackendState::Up => Style::Good,
+        BackendState::Standby => Style::Plain,
+        BackendState::Failed
+        | BackendState::WrongRole
+        | BackendState::Doubtful
+        | BackendState::Down => Style::Bad,
+        BackendState::Lagging
+        | BackendState::Unproven
+        | BackendState::Disabled
+        | BackendState::Drained
+        | BackendState::Maintenance
+        | BackendState::Removed => Style::Warning,
+    }
+}
+
 fn backend(upstream: &str, b: &Backend, data: &Data) -> Entry {
     let rates = data.rates.get(&backend_key(upstream, b));
     let rates_shown = rate_cells(rates);
@@ -202,12 +220,7 @@ fn backend(upstream: &str, b: &Backend, data: &Data) -> Entry {
             sent,
             errors,
         ],
-        style: match &*b.state {
-            "up" => Style::Good,
-            "standby" => Style::Plain,
-            "failed" | "wrong_role" | "doubtful" | "down" => Style::Bad,
-            _ => Style::Warning,
-        },
+        style: BackendState::of_word(&b.state).map_or(Style::Warning, style),
         detail: detail.join("; "),
         backend: name_of(upstream, &b.address),
         sessions: b.connections,
@@ -291,7 +304,7 @@ fn session(s: &Session, rate: f64) -> Entry {
 }
 
 fn event(e: &Event) -> Entry {
-    let is_good = e.kind == "state" && (e.to == "up" || e.to == "standby");
+    let is_good = e.kind == "state" && is_good(&e.to);
     let later = e.later();
     let parts: Vec<String> = e
         .parts()

@@ -32,11 +32,7 @@ pub(crate) fn read(section: &Section<'_>) -> CheckKind {
 }
 
 fn read_type(section: &Section<'_>) -> Option<RecordType> {
-    let word = section.one_of("query_type", &query_types())?;
-    RecordType::ALL
-        .iter()
-        .find(|kind| kind.word() == word)
-        .copied()
+    RecordType::of_word(section.one_of("query_type", &query_types())?)
 }
 
 fn read_query(section: &Section<'_>) -> String {
@@ -73,11 +69,11 @@ fn read_rcode(section: &Section<'_>) -> Vec<Rcode> {
     if section.get("rcode").is_none() {
         return vec![Rcode::NoError];
     }
-    let words: Vec<&str> = Rcode::ALL.iter().map(|rcode| rcode.word()).collect();
+    let words = Rcode::ALL.map(Rcode::word);
     let mut accepted = Vec::new();
     for Text { text, span } in section.texts("rcode").unwrap_or_default() {
-        match Rcode::ALL.iter().find(|rcode| rcode.word() == text) {
-            Some(rcode) => accepted.push(*rcode),
+        match Rcode::of_word(text) {
+            Some(rcode) => accepted.push(rcode),
             None => section.report.add(
                 &span,
                 Fault::new(format!(

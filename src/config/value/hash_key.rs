@@ -20,7 +20,7 @@ pub(crate) fn parse(text: &str) -> Result<HashKey, Fault> {
             ))
             .hint("as in \"${remote_addr}\"")
         })?;
-        let variable = Variable::ALL.into_iter().find(|v| v.name() == name);
+        let variable = Variable::of_word(name);
         parts.push(KeyPart::Variable(variable.ok_or_else(|| unknown(name))?));
         rest = after;
     }
@@ -39,9 +39,9 @@ pub fn format(key: &HashKey) -> String {
             let next = key.0.get(i + 1);
             let runs_on = matches!(next, Some(KeyPart::Text(text)) if text.starts_with(is_of_name));
             if runs_on {
-                format!("${{{}}}", variable.name())
+                format!("${{{}}}", variable.word())
             } else {
-                format!("${}", variable.name())
+                format!("${}", variable.word())
             }
         }
     };
@@ -67,7 +67,7 @@ fn split_name(text: &str) -> Option<(&str, &str)> {
 }
 
 fn unknown(name: &str) -> Fault {
-    let names = Variable::ALL.map(Variable::name);
+    let names = Variable::ALL.map(Variable::word);
     let fault = Fault::new(format!(
         "`hash_key` has no variable {}",
         quoted(&format!("${name}"))
@@ -82,7 +82,7 @@ fn unknown(name: &str) -> Fault {
 }
 
 fn constant(text: &str) -> Fault {
-    let names = Variable::ALL.map(Variable::name);
+    let names = Variable::ALL.map(Variable::word);
     Fault::new(format!(
         "`hash_key` = {} is the same for every client, and all would go to one backend",
         quoted(text)

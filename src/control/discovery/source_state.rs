@@ -65,9 +65,8 @@ impl Discovery {
             }
         };
         for (word, count) in &record.updates {
-            let mut results = UpdateResult::ALL.iter();
-            if let Some(result) = results.find(|result| result.word() == word) {
-                self.updates[*result as usize].store(*count, Relaxed);
+            if let Some(result) = UpdateResult::of_word(word) {
+                self.updates[result as usize].store(*count, Relaxed);
             }
         }
         let past = |at: &u64| time::past_at(*at, now);

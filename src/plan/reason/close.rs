@@ -1,6 +1,6 @@
 //! What follows from the reason for the end of a session.
 
-use super::{CloseReason, ConnectError};
+use super::{CloseReason, ConnectError, DropReason};
 
 /// What a session that ended does to a side that has not received everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +50,8 @@ enum FlowOnBackend {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Demand {
     Served,
-    Unserved,
+    /// A datagram that began the flow was dropped for this.
+    Unserved(DropReason),
 }
 
 /// What follows from a reason.
@@ -66,6 +67,7 @@ impl CloseReason {
     /// Each reason has a row, and each row an answer to every question.
     fn consequences(self) -> Consequences {
         use self::{Befalls::*, Cut::*, Demand::*, FlowOnBackend::*, InPanic::*};
+        use DropReason::{BackendsFull, NoBackend};
         let row = |befalls, cut, in_panic, flow, demand| Consequences {
             befalls,
             cut,
@@ -83,11 +85,11 @@ impl CloseReason {
             Self::ClientTimedOut => failed(Peer::Client, ConnectError::Timeout),
             Self::BackendTimedOut => failed(Peer::Backend, ConnectError::Timeout),
             Self::ClientLeft => row(Connections, Undelivered, Stands, Leaves, Served),
-            Self::ConnectFailed => row(All, Undelivered, Stands, Leaves, Unserved),
-            Self::NoBackend => row(All, Undelivered, Stands, Leaves, Unserved),
-            Self::BackendsFull => row(All, Undelivered, Stands, Leaves, Unserved),
-            Self::QueueTimeout => row(All, Undelivered, Stands, Leaves, Unserved),
-            Self::HoldTimeout => row(All, Undelivered, Stands, Leaves, Unserved),
+            Self::ConnectFailed => row(All, Undelivered, Stands, Leaves, Unserved(NoBackend)),
+            Self::NoBackend => row(All, Undelivered, Stands, Leaves, Unserved(NoBackend)),
+            Self::BackendsFull => row(All, Undelivered, Stands, Leaves, Unserved(BackendsFull)),
+            Self::QueueTimeout => row(All, Undelivered, Stands, Leaves, Unserved(BackendsFull)),
+            Self::HoldTimeout => row(All, Undelivered, Stands, Leaves, Unserved(NoBackend)),
             Self::Drained => row(All, MidStream, Stands, Leaves, Served),
             Self::UntrustedHeader => row(Connections, Both, Stands, Leaves, Served),
             Self::BackendDown => row(All, MidStream, Cancelled, MayStay, Served),
@@ -140,12 +142,20 @@ impl CloseReason {
 
     /// Whether the session has ended without a backend although its client wanted one.
     pub fn leaves_unserved(self) -> bool {
-        self.consequences().demand == Demand::Unserved
+        self.unserved_drop().is_some()
+    }
+
+    /// Why the datagram that began a flow was dropped, if the flow has found no backend for this.
+    pub fn unserved_drop(self) -> Option<DropReason> {
+        match self.consequences().demand {
+            Demand::Served => None,
+            Demand::Unserved(reason) => Some(reason),
+        }
     }
 
     /// Whether a flow that was replaced for this reason has left a backend that is not to be used:
     /// it waits only briefly for late replies, and they do not prolong it.
     pub fn leaves_backend(self) -> bool {
-        self != Self::Ok
+        self.cut() != Cut::Nothing
     }
 }

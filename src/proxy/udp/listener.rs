@@ -32,7 +32,10 @@ use crate::{
     },
     proxy::udp::{context::Context, peer_workers::PeerWorker},
     runtime::wheel::Wheel,
-    session::service::{Failures, Service},
+    session::{
+        service::{Failures, Service},
+        summary::Unserved,
+    },
     sys::datagram,
     upstream::{backend::Lease, pool::Search},
 };
@@ -119,13 +122,9 @@ enum Reception {
 }
 
 enum NotBegun {
-    Rejected,
-    NoBackend,
-    BackendsFull,
+    Dropped(DropReason),
     /// The flow has begun to wait, under this number: its datagram is to be kept.
     Waits(u16),
-    /// The flow waits already, and has a datagram.
-    Waiting,
 }
 
 /// How a flow begins.
@@ -143,22 +142,17 @@ struct Start<'a> {
 
 impl From<Shortage> for NotBegun {
     fn from(shortage: Shortage) -> Self {
-        match shortage {
-            Shortage::Full => Self::BackendsFull,
-            Shortage::NoneFit => Self::NoBackend,
-        }
+        Self::Dropped(match shortage {
+            Shortage::Full => DropReason::BackendsFull,
+            Shortage::NoneFit => DropReason::NoBackend,
+        })
     }
 }
 
-impl From<NotBegun> for DropReason {
-    fn from(not_begun: NotBegun) -> Self {
-        match not_begun {
-            NotBegun::Rejected => Self::Rejected,
-            NotBegun::NoBackend => Self::NoBackend,
-            NotBegun::BackendsFull => Self::BackendsFull,
-            NotBegun::Waits(_) | NotBegun::Waiting => Self::Waiting,
-        }
-    }
+/// Why the datagram that began a flow is dropped, if there is no backend for the flow.
+fn drop_reason(unserved: Unserved) -> DropReason {
+    let reason = unserved.reason.unserved_drop();
+    reason.unwrap_or(DropReason::NoBackend)
 }
 
 impl OpenPort {

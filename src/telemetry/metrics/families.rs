@@ -150,7 +150,7 @@ const FAMILIES: &[(Family, Write)] = &[
          network and replies that did not come.",
         |f, out| {
             backends(f, |b| {
-                for &reason in ConnectError::ALL {
+                for reason in ConnectError::ALL {
                     let errors = b.totals.connect_errors[reason as usize];
                     out.add_with(&b.metrics.labels, ("reason", reason.word()), errors);
                 }
@@ -207,7 +207,7 @@ const FAMILIES: &[(Family, Write)] = &[
         |f, out| {
             backends(f, |b| {
                 for state in BackendState::ALL {
-                    let is = *state == b.state;
+                    let is = state == b.state;
                     out.add_with(&b.metrics.labels, ("state", state.word()), is);
                 }
             });
@@ -219,7 +219,7 @@ const FAMILIES: &[(Family, Write)] = &[
         |f, out| {
             backends(f, |b| {
                 // That one comes by time alone.
-                let entered = BackendState::ALL.iter().copied();
+                let entered = BackendState::ALL.into_iter();
                 for to in entered.filter(|to| *to != BackendState::Unproven) {
                     let n = b.metrics.transitions[to as usize].get();
                     out.add_with(&b.metrics.labels, ("to", to.word()), n);
@@ -247,7 +247,7 @@ const FAMILIES: &[(Family, Write)] = &[
         "Checks of the backend, by result.",
         |f, out| {
             checked(f, |b, checks| {
-                for &result in CheckResult::ALL {
+                for result in CheckResult::ALL {
                     let n = checks.results[result as usize].get();
                     out.add_with(&b.labels, ("result", result.word()), n);
                 }
@@ -338,7 +338,7 @@ const FAMILIES: &[(Family, Write)] = &[
         "Datagrams of clients and backends that were not passed on, by reason.",
         |f, out| {
             udp_listeners(f, |l| {
-                for &reason in DropReason::ALL {
+                for reason in DropReason::ALL {
                     let n = l.counts.sum(|c| &c.dropped_datagrams[reason as usize]);
                     out.add_with(&l.labels, ("reason", reason.word()), n);
                 }
@@ -350,8 +350,8 @@ const FAMILIES: &[(Family, Write)] = &[
         "Clients over a limit that were not refused, by limit and what became of them.",
         |f, out| {
             listeners(f, |l| {
-                for &limit in LimitKind::ALL {
-                    for &result in OverLimit::ALL {
+                for limit in LimitKind::ALL {
+                    for result in OverLimit::ALL {
                         let (limit_at, result_at) = (limit as usize, result as usize);
                         let counts = &l.metrics.counts;
                         let n = counts.sum(|c| &c.over_limit[limit_at][result_at]);
@@ -388,7 +388,7 @@ const FAMILIES: &[(Family, Write)] = &[
         "Connections and flows rejected before a backend was looked for, by reason.",
         |f, out| {
             listeners(f, |l| {
-                for &reason in RejectReason::ALL {
+                for reason in RejectReason::ALL {
                     let n = l.metrics.counts.sum(|c| &c.rejected[reason as usize]);
                     // What has happened is shown, even if it was not expected here.
                     if reason.can_befall(l.is_udp) || n > 0 {
@@ -442,7 +442,7 @@ const FAMILIES: &[(Family, Write)] = &[
         "Sessions that ended, by reason.",
         |f, out| {
             listeners(f, |l| {
-                for &reason in CloseReason::ALL {
+                for reason in CloseReason::ALL {
                     let n = l.metrics.counts.sum(|c| &c.closed[reason as usize]);
                     if reason.can_befall(l.is_udp) || n > 0 {
                         out.add_with(&l.metrics.labels, ("reason", reason.word()), n);
@@ -455,7 +455,7 @@ const FAMILIES: &[(Family, Write)] = &[
         "tembuku_splice_fallbacks_total",
         "Times that bulk data was copied because it could not be spliced, by reason.",
         |f, out| {
-            for &reason in SpliceFallback::ALL {
+            for reason in SpliceFallback::ALL {
                 let n = f.of.process.relayed.sum(|r| &r.fallbacks[reason as usize]);
                 out.add_with("", ("reason", reason.word()), n);
             }
@@ -561,7 +561,7 @@ const FAMILIES: &[(Family, Write)] = &[
         "Waits of sessions that have ended, by how.",
         |f, out| {
             waits(f, |w, _| {
-                for &result in WaitResult::ALL {
+                for result in WaitResult::ALL {
                     let count = w.results[result as usize].get();
                     out.add_with(&w.labels, ("result", result.word()), count);
                 }

@@ -94,24 +94,24 @@ impl Transfer for ListenerMetrics {
         visit_sharded(visitor, "sent_datagrams", counts, |c| &c.sent_datagrams);
         for reason in RejectReason::ALL {
             let word = format!("rejected.{}", reason.word());
-            visit_sharded(visitor, &word, counts, |c| &c.rejected[*reason as usize]);
+            visit_sharded(visitor, &word, counts, |c| &c.rejected[reason as usize]);
         }
         for reason in CloseReason::ALL {
             let word = format!("closed.{}", reason.word());
-            visit_sharded(visitor, &word, counts, |c| &c.closed[*reason as usize]);
+            visit_sharded(visitor, &word, counts, |c| &c.closed[reason as usize]);
         }
         for limit in LimitKind::ALL {
             for result in OverLimit::ALL {
                 let word = format!("over_limit.{}.{}", limit.word(), result.word());
                 visit_sharded(visitor, &word, counts, |c| {
-                    &c.over_limit[*limit as usize][*result as usize]
+                    &c.over_limit[limit as usize][result as usize]
                 });
             }
         }
         for reason in DropReason::ALL {
             let word = format!("dropped_datagrams.{}", reason.word());
             visit_sharded(visitor, &word, counts, |c| {
-                &c.dropped_datagrams[*reason as usize]
+                &c.dropped_datagrams[reason as usize]
             });
         }
         self.session_duration.visit("session_duration", visitor);
@@ -131,7 +131,7 @@ impl Transfer for UpstreamMetrics {
             } = waits;
             for result in WaitResult::ALL {
                 let word = format!("waits.{n}.{}", result.word());
-                visit_counter(visitor, &word, &results[*result as usize]);
+                visit_counter(visitor, &word, &results[result as usize]);
             }
             duration.visit(&format!("waits.{n}.duration"), visitor);
         }
@@ -148,20 +148,20 @@ impl Transfer for BackendMetrics {
         for reason in ConnectError::ALL {
             let word = format!("connect_errors.{}", reason.word());
             visit_sharded(visitor, &word, counts, |c| {
-                &c.connect_errors[*reason as usize]
+                &c.connect_errors[reason as usize]
             });
         }
         self.connect_duration.visit("connect_duration", visitor);
         for state in BackendState::ALL {
             let word = format!("transitions.{}", state.word());
-            visit_counter(visitor, &word, &self.transitions[*state as usize]);
+            visit_counter(visitor, &word, &self.transitions[state as usize]);
         }
         let CheckMetrics {
             results, duration, ..
         } = &self.checks;
         for result in CheckResult::ALL {
             let word = format!("checks.{}", result.word());
-            visit_counter(visitor, &word, &results[*result as usize]);
+            visit_counter(visitor, &word, &results[result as usize]);
         }
         duration.visit("check_duration", visitor);
     }
@@ -174,7 +174,7 @@ impl Transfer for ProcessMetrics {
         for fallback in SpliceFallback::ALL {
             let word = format!("fallbacks.{}", fallback.word());
             visit_sharded(visitor, &word, &self.relayed, |c| {
-                &c.fallbacks[*fallback as usize]
+                &c.fallbacks[fallback as usize]
             });
         }
         visit_counter(visitor, "accept_errors", &self.accept_errors);

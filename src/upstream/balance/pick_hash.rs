@@ -110,7 +110,7 @@ fn policy(balance: &Balance, ties: u64) -> String {
         for part in parts {
             let _ = match part {
                 KeyPart::Text(part) => write!(text, "{part:?}"),
-                KeyPart::Variable(variable) => write!(text, "${}", variable.name()),
+                KeyPart::Variable(variable) => write!(text, "${}", variable.word()),
             };
         }
     }

@@ -4,21 +4,26 @@
 mod tests;
 
 use super::{AdminChange, AdminStateSet, Cause, Event, Inner, Pool, check_record::PrimaryEvidence};
-use crate::{plan::reason::BackendState, upstream::backend::Backend};
+use crate::{
+    plan::reason::{BackendState, words},
+    upstream::backend::Backend,
+};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum AdminState {
-    /// It serves if it is well.
-    #[default]
-    Ready,
-    /// It takes no new sessions, and is checked.
-    Drain,
-    /// It takes no new sessions, and is not checked.
-    Maint,
+words! {
+    #[derive(Default)]
+    AdminState {
+        /// It serves if it is well.
+        #[default]
+        Ready = "ready",
+        /// It takes no new sessions, and is checked.
+        Drain = "drain",
+        /// It takes no new sessions, and is not checked.
+        Maint = "maint",
+    }
 }
 
 /// What an operator demands of a configured backend.
@@ -51,22 +56,6 @@ pub struct AdminSetting {
 }
 
 impl AdminState {
-    pub const ALL: [Self; 3] = [Self::Ready, Self::Drain, Self::Maint];
-
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Ready => "ready",
-            Self::Drain => "drain",
-            Self::Maint => "maint",
-        }
-    }
-
-    pub fn of(word: &str) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|admin_state| admin_state.word() == word)
-    }
-
     /// The state of a backend with this setting, whatever its checks and connects are like.
     pub fn state(self) -> Option<BackendState> {
         match self {

@@ -292,7 +292,7 @@ impl Inner {
 /// What operators have set.
 fn settings(record: &BackendRecord, now: Instant) -> (AdminSetting, Option<OperatorWeight>) {
     let admin = AdminSetting {
-        admin_state: AdminState::of(&record.admin_state).unwrap_or_default(),
+        admin_state: AdminState::of_word(&record.admin_state).unwrap_or_default(),
         since: record.admin_since.map(|at| time::past_at(at, now)),
         term: record.admin_term,
     };
@@ -388,9 +388,8 @@ fn verdict_words(verdict: Verdict) -> (String, Option<String>) {
 
 /// `None`: it is none that this program knows.
 fn verdict((state, result): &(String, Option<String>)) -> Option<Verdict> {
-    let result = result.as_deref().map(result_of);
-    let mut states = BackendState::ALL.iter();
-    match states.find(|known| known.word() == state)? {
+    let result = result.as_deref().map(CheckResult::of_word);
+    match BackendState::of_word(state)? {
         BackendState::Up => Some(Verdict::Up),
         BackendState::Down => Some(Verdict::Down(match result {
             None => None,
@@ -407,11 +406,6 @@ fn verdict((state, result): &(String, Option<String>)) -> Option<Verdict> {
         | BackendState::Maintenance
         | BackendState::Removed => None,
     }
-}
-
-fn result_of(word: &str) -> Option<CheckResult> {
-    let mut results = CheckResult::ALL.iter().copied();
-    results.find(|result| result.word() == word)
 }
 
 fn epoch_record(epoch: &Epoch) -> EpochRecord {
@@ -457,9 +451,9 @@ fn checked(record: &LastCheckRecord, now: Instant) -> Option<Checked> {
         began: at.checked_sub(record.took).unwrap_or(at),
         at,
         took: record.took,
-        result: result_of(&record.result)?,
+        result: CheckResult::of_word(&record.result)?,
         finding: Finding {
-            role: role.and_then(|word| Role::ALL.into_iter().find(|role| role.word() == word)),
+            role: role.and_then(Role::of_word),
             epoch: record.epoch.as_ref().map(epoch_of),
             server: record.server.clone(),
             lag: Lag {
@@ -491,7 +485,7 @@ fn progress(record: &JudgeRecord, now: Instant) -> VerdictProgress {
     let [good, failed, alive, poor] = record.runs;
     VerdictProgress {
         has_result: record.has_result,
-        last_role: record.last_role.as_deref().and_then(result_of),
+        last_role: record.last_role.as_deref().and_then(CheckResult::of_word),
         runs: Runs {
             good,
             failed,

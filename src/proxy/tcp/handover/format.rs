@@ -242,13 +242,11 @@ impl AttemptState {
 
     fn of_record(record: AttemptRecord) -> Result<Self, Unsuitable> {
         let reason = record.reason.unwrap_or_default();
-        let error = || ConnectError::ALL.iter().find(|e| e.word() == reason);
-        let close = || CloseReason::ALL.iter().find(|r| r.word() == reason);
         let result = match &*record.result {
             "connected" => Some(AttemptResult::Connected),
             "left" => Some(AttemptResult::Left),
-            "failed" => error().map(|error| AttemptResult::Failed(*error)),
-            "abandoned" => close().map(|reason| AttemptResult::Abandoned(*reason)),
+            "failed" => ConnectError::of_word(&reason).map(AttemptResult::Failed),
+            "abandoned" => CloseReason::of_word(&reason).map(AttemptResult::Abandoned),
             _ => None,
         };
         Ok(Self {

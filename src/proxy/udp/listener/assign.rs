@@ -71,7 +71,7 @@ impl Listener {
                 self.take_unit(context, number, unit);
             }
             Err(NotBegun::Waits(number)) => self.keep(context, number, unit),
-            Err(not_begun) => self.count_dropped(not_begun.into(), [unit.piece]),
+            Err(NotBegun::Dropped(reason)) => self.count_dropped(reason, [unit.piece]),
         }
     }
 

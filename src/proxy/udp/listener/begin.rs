@@ -8,13 +8,13 @@ use super::{
         table::Key,
         token::Token,
     },
-    Listener, NotBegun, Start, client_of,
+    Listener, NotBegun, Start, client_of, drop_reason,
     wait::{AdmittedFlow, Candidate, WaitsFor},
 };
 use crate::{
     plan::{
         SendProxy,
-        reason::{CloseReason, RejectReason},
+        reason::{DropReason, RejectReason},
     },
     proxy::udp::context::Context,
     runtime::{mailbox::Message, net::Client},
@@ -59,7 +59,7 @@ impl Listener {
         start: Start<'_>,
     ) -> Result<u32, NotBegun> {
         if self.waiting.has(&key) {
-            return Err(NotBegun::Waiting);
+            return Err(NotBegun::Dropped(DropReason::Waiting));
         }
         let service = Arc::clone(&self.service);
         service.metrics.counts.mine().connections.add(1);
@@ -79,7 +79,7 @@ impl Listener {
         });
         let (port, permits, socket, delay) = admitted.map_err(|reason| {
             self.refuse(context, &key, reason);
-            NotBegun::Rejected
+            NotBegun::Dropped(DropReason::Rejected)
         })?;
         let Start {
             picked,
@@ -129,10 +129,7 @@ impl Listener {
             Err(NotOpened::Unserved(unserved)) => {
                 let session = beginning.permits.session();
                 self.finish_unserved(context, session, unserved, &beginning.attempts);
-                return Err(match unserved.reason {
-                    CloseReason::BackendsFull => NotBegun::BackendsFull,
-                    _ => NotBegun::NoBackend,
-                });
+                return Err(NotBegun::Dropped(drop_reason(unserved)));
             }
         };
         let AdmittedFlow {
@@ -181,7 +178,7 @@ impl Listener {
         if let Err(error) = context.reactor.register(socket, token, EventFlags::IN) {
             self.service
                 .log_failed_call(Call::Register, &error, context.now);
-            return Err(NotBegun::NoBackend);
+            return Err(NotBegun::Dropped(DropReason::NoBackend));
         }
         let backend = flow.lease.backend();
         backend.metrics.counts.mine().connections.add(1);

@@ -278,10 +278,8 @@ impl Flow {
         self.splits_to_backend = !flags.never_splits_to_backend;
         self.splits_to_client = !flags.never_splits_to_client;
         self.retired = retired.as_deref().map(|word| {
-            let mut reasons = CloseReason::ALL.iter();
             // A reason of a later version: it gets no more datagrams in any case.
-            let found = reasons.find(|reason| reason.word() == word);
-            found.copied().unwrap_or(CloseReason::Ok)
+            CloseReason::of_word(word).unwrap_or(CloseReason::Ok)
         });
         if let Some(extras) = &mut self.extras {
             extras.header_is_due = flags.header_is_due;

@@ -3,7 +3,7 @@
 
 use super::{
     super::{batch::Piece, port::PortUse, table::Key, token::Token},
-    Listener, NotBegun,
+    Listener, NotBegun, drop_reason,
 };
 use crate::{
     plan::reason::{CloseReason, DropReason},
@@ -80,7 +80,7 @@ enum Next {
     /// Its turn has come.
     FindBackend,
     Serve(Box<Served>),
-    End(Unserved, DropReason),
+    End(Unserved),
 }
 
 impl WaitingFlows {
@@ -116,7 +116,7 @@ impl WaitingFlow {
     fn next(&mut self, context: &Context, token: u64) -> Next {
         let now = Instant::now();
         if let Some(reason) = self.beginning.permits.session().must_end() {
-            return Next::End(self.ended(reason, now), DropReason::NoBackend);
+            return Next::End(self.ended(reason, now));
         }
         let waiting = match &mut self.waits_for {
             WaitsFor::Rate(delay) if now < delay.until => return Next::WaitUntil(delay.until),
@@ -132,7 +132,7 @@ impl WaitingFlow {
                 waited,
             } => {
                 let reason = Waited::reason_after(lacks, has_limit);
-                Next::End(unserved(reason, waited), NotBegun::from(lacks).into())
+                Next::End(unserved(reason, waited))
             }
         }
     }
@@ -234,7 +234,7 @@ impl Listener {
             Next::WaitUntil(_) => {}
             Next::FindBackend => self.leave_wait(context, flow, Candidate::Unknown),
             Next::Serve(served) => self.leave_wait(context, flow, Candidate::Served(served)),
-            Next::End(unserved, drop) => self.end_waiting(context, flow, unserved, drop),
+            Next::End(unserved) => self.end_waiting(context, flow, unserved),
         }
     }
 
@@ -274,22 +274,16 @@ impl Listener {
                     flow.datagram = datagram;
                 }
             }
-            Err(not_begun) => self.count_dropped(not_begun.into(), [piece]),
+            Err(NotBegun::Dropped(reason)) => self.count_dropped(reason, [piece]),
         }
     }
 
-    fn end_waiting(
-        &mut self,
-        context: &Context,
-        flow: WaitingFlow,
-        unserved: Unserved,
-        drop: DropReason,
-    ) {
+    fn end_waiting(&mut self, context: &Context, flow: WaitingFlow, unserved: Unserved) {
         let beginning = flow.beginning;
         let session = Arc::clone(beginning.permits.session());
         self.finish_unserved(context, &session, unserved, &beginning.attempts);
         self.count_dropped(
-            drop,
+            drop_reason(unserved),
             [Piece {
                 len: flow.datagram.len(),
                 segment: 0,
@@ -303,7 +297,7 @@ impl Listener {
         for number in numbers {
             if let Some(flow) = self.waiting.remove(number) {
                 let unserved = flow.ended(CloseReason::Drained, context.now);
-                self.end_waiting(context, flow, unserved, DropReason::NoBackend);
+                self.end_waiting(context, flow, unserved);
             }
         }
     }

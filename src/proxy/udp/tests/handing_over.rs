@@ -162,7 +162,7 @@ fn a_flow_goes_on_in_the_other_process() {
     assert!(came.values().all(|numbers| *numbers == [1, 2]));
     assert_eq!(new.flows(), 40);
     for reason in CloseReason::ALL {
-        assert_eq!(old.closed(*reason), 0, "{reason:?}");
+        assert_eq!(old.closed(reason), 0, "{reason:?}");
     }
     let active = old.service.pool.backends()[0].active();
     assert_eq!(active, 0, "no lease is left");
