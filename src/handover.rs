@@ -21,6 +21,7 @@ pub mod channel;
 pub mod claim;
 pub mod counters;
 pub mod discovery;
+pub mod fields;
 pub mod flows;
 pub mod hello;
 pub mod journal;

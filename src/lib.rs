@@ -54,7 +54,7 @@ pub mod internals {
     }
     pub mod handover {
         pub use crate::handover::{
-            channel, counters, hello, journal, listeners, message, pools, record, remainder,
+            channel, counters, fields, hello, journal, listeners, message, pools, record, remainder,
         };
     }
     pub mod metrics {

@@ -34,6 +34,7 @@ const ORDER: &[&[&str]] = &[
 const PURE: &[&str] = &[
     "discover::format",
     "discover::merge",
+    "handover::fields",
     "handover::message",
     "handover::record",
     "plan",

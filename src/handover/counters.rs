@@ -1,37 +1,33 @@
 //! Sums of metrics, by what counts and by the word of the figure, so that a program which counts
 //! more or less understands what it knows.
 
-use super::record::{Malformed, Record, Tag, Writer};
+pub use super::fields::{read_list as read, write_list as write};
+
+use super::fields::{Pairs, record};
 use std::collections::BTreeMap;
 
-/// The figures of one listener, upstream or backend, or of the process.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Account {
-    /// "listener", "upstream", "backend" or "process".
-    pub of: String,
-    /// Its name; of a backend that of the upstream and its own.
-    pub names: Vec<String>,
-    pub figures: Figures,
+record! {
+    /// The figures of one listener, upstream or backend, or of the process.
+    #[derive(Debug, Clone, Default, PartialEq)]
+    Account {
+        /// "listener", "upstream", "backend" or "process".
+        of: String = 1,
+        /// Its name; of a backend that of the upstream and its own.
+        names: Vec<String> = 2,
+        figures: Figures = inline,
+    }
 }
 
-/// By their words.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Figures {
-    pub counts: BTreeMap<String, u64>,
-    pub amounts: BTreeMap<String, f64>,
+type WordAndValue = Pairs<1, 2>;
+
+record! {
+    /// By their words.
+    #[derive(Debug, Clone, Default, PartialEq)]
+    Figures {
+        counts: BTreeMap<String, u64> = 3 as WordAndValue,
+        amounts: BTreeMap<String, f64> = 4 as WordAndValue,
+    }
 }
-
-const ACCOUNT: Tag = Tag::new(1);
-
-/// Within [`ACCOUNT`].
-const OF: Tag = Tag::new(1);
-const NAME: Tag = Tag::new(2);
-const COUNT: Tag = Tag::new(3);
-const AMOUNT: Tag = Tag::new(4);
-
-/// Within [`COUNT`] and [`AMOUNT`].
-const WORD: Tag = Tag::new(1);
-const VALUE: Tag = Tag::new(2);
 
 impl Figures {
     /// What has been added since they were `before`.
@@ -76,47 +72,6 @@ pub fn since(now: &[Account], before: &[Account]) -> Vec<Account> {
     changed.filter(|a| !a.figures.is_empty()).collect()
 }
 
-pub fn write(accounts: &[Account]) -> Vec<u8> {
-    let mut writer = Writer::new();
-    writer.list(ACCOUNT, accounts, |account, writer| {
-        writer.text(OF, &account.of);
-        for name in &account.names {
-            writer.text(NAME, name);
-        }
-        let counts = account.figures.counts.iter();
-        writer.list(COUNT, counts, |(word, value), writer| {
-            writer.text(WORD, word).u64(VALUE, *value);
-        });
-        let amounts = account.figures.amounts.iter();
-        writer.list(AMOUNT, amounts, |(word, value), writer| {
-            writer.text(WORD, word).f64(VALUE, *value);
-        });
-    });
-    writer.into_bytes()
-}
-
-pub fn read(bytes: &[u8]) -> Result<Vec<Account>, Malformed> {
-    let record = Record::parse(bytes, &[ACCOUNT])?;
-    record.list(ACCOUNT, &[OF, NAME, COUNT, AMOUNT], |account| {
-        let names = account.texts(NAME)?.into_iter().map(str::to_owned);
-        let counts = account.list(COUNT, &[WORD, VALUE], |count| {
-            Ok((count.text(WORD)?.to_owned(), count.u64(VALUE)?))
-        })?;
-        let amounts = account.list(AMOUNT, &[WORD, VALUE], |amount| {
-            Ok((amount.text(WORD)?.to_owned(), amount.f64(VALUE)?))
-        })?;
-        Ok(Account {
-            of: account.text(OF)?.to_owned(),
-            names: names.collect(),
-            figures: Figures {
-                counts: counts.into_iter().collect(),
-                // One that is no number would spoil the sum.
-                amounts: amounts.into_iter().filter(|(_, n)| n.is_finite()).collect(),
-            },
-        })
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,7 +101,7 @@ mod tests {
             account("process", &[], &[], 0.25),
         ];
         assert_eq!(read(&write(&accounts)).as_deref(), Ok(&accounts[..]));
-        assert!(read(b"x").is_err());
+        assert!(read::<Account>(b"x").is_err());
     }
 
     #[test]

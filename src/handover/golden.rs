@@ -5,6 +5,7 @@
 use super::{
     counters::{self, Account, Figures},
     discovery,
+    fields::Fields as _,
     hello::{Accept, Formats, Hello, Ready, Refusal},
     journal::JournalRecord,
     listeners::{self, ListeningRecord, Protocol},

@@ -1,6 +1,7 @@
 //! What both processes say first.
 
 use super::{
+    fields::{Field, Numbers, record},
     message::{self, Kind},
     record::{Malformed, Record, Tag, Writer},
 };
@@ -10,70 +11,57 @@ use std::collections::BTreeMap;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Formats(BTreeMap<String, Vec<u16>>);
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hello {
-    /// Its version.
-    pub program: String,
-    pub pid: u32,
-    /// Of the plan, as `tembuku status` shows it.
-    pub hash: String,
-    /// How many threads carry connections.
-    pub workers: u64,
-    /// How many descriptors it has open.
-    pub open_descriptors: u64,
-    /// How many it may have.
-    pub most_descriptors: u64,
-    pub formats: Formats,
+record! {
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    Hello {
+        /// Its version.
+        program: String = 1,
+        pid: u32 = 2,
+        /// Of the plan, as `tembuku status` shows it.
+        hash: String = 3,
+        /// How many threads carry connections.
+        workers: u64 = 4,
+        /// How many descriptors it has open.
+        open_descriptors: u64 = 5,
+        /// How many it may have.
+        most_descriptors: u64 = 6,
+        formats: Formats = 7,
+    }
 }
 
-/// Why the other process does not go on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    pub reason: String,
+record! {
+    /// Why the other process does not go on.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    Refusal {
+        reason: String = 1,
+    }
 }
 
-/// What the new process says when it could accept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ready {
-    pub listeners: u64,
-    /// The sockets that were sent, in their order, which none of its listeners has.
-    pub unused: Vec<u64>,
+record! {
+    /// What the new process says when it could accept.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    Ready {
+        listeners: u64 = 1,
+        /// The sockets that were sent, in their order, which none of its listeners has.
+        unused: Vec<u64> = 2 as Numbers,
+    }
 }
 
-/// What the old process says when it accepts no more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Accept {
-    /// The id of the next session: those of the old process have smaller ones.
-    pub next_session: u64,
+record! {
+    /// What the old process says when it accepts no more.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    Accept {
+        /// The id of the next session: those of the old process have smaller ones.
+        next_session: u64 = 1,
+    }
 }
 
-const PROGRAM: Tag = Tag::new(1);
-const PID: Tag = Tag::new(2);
-const HASH: Tag = Tag::new(3);
-const WORKERS: Tag = Tag::new(4);
-const OPEN_DESCRIPTORS: Tag = Tag::new(5);
-const MOST_DESCRIPTORS: Tag = Tag::new(6);
-const FORMAT: Tag = Tag::new(7);
-const HELLO: &[Tag] = &[
-    PROGRAM,
-    PID,
-    HASH,
-    WORKERS,
-    OPEN_DESCRIPTORS,
-    MOST_DESCRIPTORS,
-    FORMAT,
-];
-
-/// Within [`FORMAT`].
-const KIND: Tag = Tag::new(1);
-const VERSIONS: Tag = Tag::new(2);
-
-const REASON: Tag = Tag::new(1);
-
-const LISTENERS: Tag = Tag::new(1);
-const UNUSED: Tag = Tag::new(2);
-
-const NEXT_SESSION: Tag = Tag::new(1);
+record! {
+    Format {
+        kind: String = 1,
+        versions: Vec<u64> = 2 as Numbers,
+    }
+}
 
 impl Formats {
     /// Of this program.
@@ -104,93 +92,31 @@ impl Formats {
     }
 }
 
-impl Hello {
-    pub fn write(&self) -> Vec<u8> {
-        let mut writer = Writer::new();
-        writer
-            .text(PROGRAM, &self.program)
-            .u64(PID, self.pid.into())
-            .text(HASH, &self.hash)
-            .u64(WORKERS, self.workers)
-            .u64(OPEN_DESCRIPTORS, self.open_descriptors)
-            .u64(MOST_DESCRIPTORS, self.most_descriptors)
-            .list(FORMAT, self.formats.iter(), |(kind, versions), writer| {
-                let versions = versions.iter().map(|version| u64::from(*version));
-                writer.text(KIND, kind).numbers(VERSIONS, versions);
-            });
-        writer.into_bytes()
+impl Field<Tag> for Formats {
+    fn write_field(&self, tag: Tag, w: &mut Writer) {
+        let formats = self.iter().map(|(kind, versions)| Format {
+            kind: kind.to_owned(),
+            versions: versions.iter().copied().map(u64::from).collect(),
+        });
+        Vec::from_iter(formats).write_field(tag, w);
     }
 
-    pub fn read(bytes: &[u8]) -> Result<Self, Malformed> {
-        let record = Record::parse(bytes, HELLO)?;
-        let formats = record.list(FORMAT, &[KIND, VERSIONS], |format| {
-            let versions = format.numbers(VERSIONS)?.into_iter();
-            // A version that is not known here may be any number.
-            let versions = versions.filter_map(|version| u16::try_from(version).ok());
-            Ok((format.text(KIND)?.to_owned(), versions.collect()))
-        })?;
-        Ok(Self {
-            program: record.text(PROGRAM)?.to_owned(),
-            pid: record.number(PID)?,
-            hash: record.text(HASH)?.to_owned(),
-            workers: record.u64(WORKERS)?,
-            open_descriptors: record.u64(OPEN_DESCRIPTORS)?,
-            most_descriptors: record.u64(MOST_DESCRIPTORS)?,
-            formats: Formats(formats.into_iter().collect()),
-        })
-    }
-}
-
-impl Refusal {
-    pub fn write(&self) -> Vec<u8> {
-        let mut writer = Writer::new();
-        writer.text(REASON, &self.reason);
-        writer.into_bytes()
-    }
-
-    pub fn read(bytes: &[u8]) -> Result<Self, Malformed> {
-        let record = Record::parse(bytes, &[REASON])?;
-        Ok(Self {
-            reason: record.text(REASON)?.to_owned(),
-        })
-    }
-}
-
-impl Accept {
-    pub fn write(&self) -> Vec<u8> {
-        let mut writer = Writer::new();
-        writer.u64(NEXT_SESSION, self.next_session);
-        writer.into_bytes()
-    }
-
-    pub fn read(bytes: &[u8]) -> Result<Self, Malformed> {
-        let record = Record::parse(bytes, &[NEXT_SESSION])?;
-        Ok(Self {
-            next_session: record.u64(NEXT_SESSION)?,
-        })
-    }
-}
-
-impl Ready {
-    pub fn write(&self) -> Vec<u8> {
-        let mut writer = Writer::new();
-        writer.u64(LISTENERS, self.listeners);
-        writer.numbers(UNUSED, self.unused.iter().copied());
-        writer.into_bytes()
-    }
-
-    pub fn read(bytes: &[u8]) -> Result<Self, Malformed> {
-        let record = Record::parse(bytes, &[LISTENERS, UNUSED])?;
-        Ok(Self {
-            listeners: record.u64(LISTENERS)?,
-            unused: record.numbers(UNUSED)?,
-        })
+    fn read_field(tag: Tag, record: &Record<'_>) -> Result<Self, Malformed> {
+        let formats = Vec::<Format>::read_field(tag, record)?;
+        // A version that is not known here may be any number.
+        let known = |versions: Vec<u64>| {
+            let versions = versions.into_iter().map(u16::try_from);
+            versions.filter_map(Result::ok).collect()
+        };
+        let formats = formats.into_iter().map(|f| (f.kind, known(f.versions)));
+        Ok(Self(formats.collect()))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handover::fields::Fields as _;
 
     #[test]
     fn what_is_written_is_read() {

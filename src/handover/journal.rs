@@ -1,51 +1,24 @@
 //! The last changes of backends.
 
-use super::record::{Malformed, Record, Tag, Writer};
+use super::fields::record;
 
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct JournalRecord {
-    /// When it was begun, in milliseconds since 1970.
-    pub begun: u64,
-    /// The number of the first event.
-    pub first: u64,
-    pub revision: u64,
-    /// As /api/v1/events has them.
-    pub events: Vec<String>,
-}
-
-const BEGUN: Tag = Tag::new(1);
-const FIRST: Tag = Tag::new(2);
-const REVISION: Tag = Tag::new(3);
-const EVENT: Tag = Tag::new(4);
-
-impl JournalRecord {
-    pub fn write(&self) -> Vec<u8> {
-        let mut writer = Writer::new();
-        writer
-            .u64(BEGUN, self.begun)
-            .u64(FIRST, self.first)
-            .u64(REVISION, self.revision);
-        for event in &self.events {
-            writer.text(EVENT, event);
-        }
-        writer.into_bytes()
-    }
-
-    pub fn read(bytes: &[u8]) -> Result<Self, Malformed> {
-        let record = Record::parse(bytes, &[BEGUN, FIRST, REVISION, EVENT])?;
-        let events = record.texts(EVENT)?.into_iter().map(str::to_owned);
-        Ok(Self {
-            begun: record.u64(BEGUN)?,
-            first: record.u64(FIRST)?,
-            revision: record.u64(REVISION)?,
-            events: events.collect(),
-        })
+record! {
+    #[derive(Debug, Clone, Default, PartialEq, Eq)]
+    JournalRecord {
+        /// When it was begun, in milliseconds since 1970.
+        begun: u64 = 1,
+        /// The number of the first event.
+        first: u64 = 2,
+        revision: u64 = 3,
+        /// As /api/v1/events has them.
+        events: Vec<String> = 4,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handover::fields::Fields as _;
 
     #[test]
     fn what_is_written_is_read() {

@@ -1,6 +1,11 @@
 //! Listening sockets: a record for each descriptor of the message, in the same order.
 
-use super::record::{Malformed, Record, Tag, Writer};
+pub use super::fields::{read_list as read, write_list as write};
+
+use super::{
+    fields::{Value, record},
+    record::{Malformed, Tag, Writer},
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
@@ -11,27 +16,20 @@ pub enum Protocol {
     Admin,
 }
 
-/// A socket of an address. Those of one address are sent one after the other, in the order in which
-/// they were bound.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ListeningRecord {
-    /// The name of the listener; empty for the admin side.
-    pub listener: String,
-    /// As configured: port 0 is not a number yet.
-    pub configured: String,
-    pub protocol: Protocol,
-    /// Whether the file of a unix socket was made by the process, and is removed with it.
-    pub owns_file: bool,
+record! {
+    /// A socket of an address. Those of one address are sent one after the other, in the order in
+    /// which they were bound.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    ListeningRecord {
+        /// The name of the listener; empty for the admin side.
+        listener: String = 1,
+        /// As configured: port 0 is not a number yet.
+        configured: String = 2,
+        protocol: Protocol = 3,
+        /// Whether the file of a unix socket was made by the process, and is removed with it.
+        owns_file: bool = 4,
+    }
 }
-
-const SOCKET: Tag = Tag::new(1);
-
-/// Within [`SOCKET`].
-const LISTENER: Tag = Tag::new(1);
-const CONFIGURED: Tag = Tag::new(2);
-const PROTOCOL: Tag = Tag::new(3);
-const OWNS_FILE: Tag = Tag::new(4);
-const ALL: &[Tag] = &[LISTENER, CONFIGURED, PROTOCOL, OWNS_FILE];
 
 impl Protocol {
     fn number(self) -> u64 {
@@ -52,29 +50,14 @@ impl Protocol {
     }
 }
 
-pub fn write(sockets: &[ListeningRecord]) -> Vec<u8> {
-    let mut writer = Writer::new();
-    writer.list(SOCKET, sockets, |socket, writer| {
-        writer
-            .text(LISTENER, &socket.listener)
-            .text(CONFIGURED, &socket.configured)
-            .u64(PROTOCOL, socket.protocol.number())
-            .flag(OWNS_FILE, socket.owns_file);
-    });
-    writer.into_bytes()
-}
+impl Value for Protocol {
+    fn write_value(&self, tag: Tag, w: &mut Writer) {
+        w.u64(tag, self.number());
+    }
 
-pub fn read(bytes: &[u8]) -> Result<Vec<ListeningRecord>, Malformed> {
-    let record = Record::parse(bytes, &[SOCKET])?;
-    record.list(SOCKET, ALL, |socket| {
-        let protocol = Protocol::from_number(socket.u64(PROTOCOL)?);
-        Ok(ListeningRecord {
-            listener: socket.text(LISTENER)?.to_owned(),
-            configured: socket.text(CONFIGURED)?.to_owned(),
-            protocol: protocol.ok_or(Malformed::Value(PROTOCOL))?,
-            owns_file: socket.flag(OWNS_FILE)?,
-        })
-    })
+    fn read_value(bytes: &[u8], tag: Tag) -> Result<Self, Malformed> {
+        Self::from_number(u64::read_value(bytes, tag)?).ok_or(Malformed::Value(tag))
+    }
 }
 
 #[cfg(test)]
@@ -95,7 +78,7 @@ mod tests {
             socket("", Protocol::Admin, true),
         ];
         assert_eq!(read(&write(&sockets)).as_deref(), Ok(&sockets[..]));
-        assert_eq!(read(b"").as_deref(), Ok(&[][..]));
-        assert!(read(b"x").is_err());
+        assert_eq!(read::<ListeningRecord>(b"").as_deref(), Ok(&[][..]));
+        assert!(read::<ListeningRecord>(b"x").is_err());
     }
 }

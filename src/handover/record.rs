@@ -199,7 +199,14 @@ pub struct Record<'a>(Vec<(Tag, &'a [u8])>);
 
 impl<'a> Record<'a> {
     /// `known`: the tags that the caller reads. Others are skipped, unless they must be understood.
-    pub fn parse(mut bytes: &'a [u8], known: &[Tag]) -> Result<Self, Malformed> {
+    pub fn parse(bytes: &'a [u8], known: &[Tag]) -> Result<Self, Malformed> {
+        Self::parse_with(bytes, |tag| known.contains(&tag))
+    }
+
+    pub fn parse_with(
+        mut bytes: &'a [u8],
+        is_known: impl Fn(Tag) -> bool,
+    ) -> Result<Self, Malformed> {
         let mut fields = Vec::new();
         while !bytes.is_empty() {
             let (head, rest) = bytes.split_at_checked(HEAD).ok_or(Malformed::Truncated)?;
@@ -210,7 +217,7 @@ impl<'a> Record<'a> {
             let length = usize::try_from(u32::from_le_bytes([c, d, e, f]));
             let length = length.map_err(|_| Malformed::Truncated)?;
             let (value, rest) = rest.split_at_checked(length).ok_or(Malformed::Truncated)?;
-            if known.contains(&tag) {
+            if is_known(tag) {
                 fields.push((tag, value));
             } else if tag.must_be_understood() {
                 return Err(Malformed::NotUnderstood(tag));
@@ -327,7 +334,7 @@ impl<'a> Record<'a> {
             .collect()
     }
 
-    fn all(&self, tag: Tag) -> impl Iterator<Item = &'a [u8]> {
+    pub fn all(&self, tag: Tag) -> impl Iterator<Item = &'a [u8]> {
         let fields = self.0.iter().filter(move |(t, _)| *t == tag);
         fields.map(|(_, value)| *value)
     }

@@ -10,6 +10,7 @@ use crate::{
         channel::{Channel, ChannelError},
         counters::{self, Account},
         discovery::{self, DiscoveryRecord},
+        fields::Fields as _,
         hello::{Accept, Formats, Hello, Ready, Refusal},
         listeners::{self, ListeningRecord, Protocol},
         message::{Kind, MOST_DESCRIPTORS, Message},

@@ -7,9 +7,10 @@ use crate::{
     handover::{
         channel::{Channel, ChannelError},
         counters, discovery,
+        fields::Fields as _,
         hello::{Accept, Hello, Ready, Refusal},
         journal::JournalRecord,
-        listeners::{self, Protocol},
+        listeners::{self, ListeningRecord, Protocol},
         message::{Descriptors, Kind, Message},
         pools,
         record::Malformed,
@@ -129,7 +130,7 @@ impl Predecessor {
         message: Message,
         inheritance: &mut Inheritance,
     ) -> Result<(), TakeOverError> {
-        let records = read_body(&message, listeners::read)?;
+        let records = read_body(&message, listeners::read::<ListeningRecord>)?;
         let mut sockets = Descriptors::new(message.descriptors);
         let sockets = sockets.take(records.len()).filter(|_| sockets.left() == 0);
         let sockets = sockets.ok_or(TakeOverError::Sockets)?;

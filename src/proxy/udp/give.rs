@@ -12,9 +12,10 @@ use super::{
 use crate::{
     handover::{
         channel::{Channel, ChannelError},
+        fields::Fields as _,
         flows::{FlowBatch, FlowsTaken},
         message::{Kind, MOST_DESCRIPTORS},
-        record::{Malformed, Writer},
+        record::Malformed,
     },
     runtime::mailbox::{Mailbox, Message},
 };
@@ -264,12 +265,10 @@ impl Giver {
         batch: &FlowBatch,
         sockets: &[OwnedFd],
     ) -> Result<Vec<u64>, HandOverError> {
-        let mut body = Writer::new();
-        batch.write(&mut body);
         let descriptors: Vec<_> = sockets.iter().map(|socket| socket.as_fd()).collect();
         let deadline = Instant::now() + self.patience;
         let (kind, version) = self.scope.format();
-        channel.send(kind, version, &body.into_bytes(), &descriptors, deadline)?;
+        channel.send(kind, version, &batch.write(), &descriptors, deadline)?;
         let answer = channel.receive(deadline)?;
         match answer.kind {
             Kind::UdpTaken => Ok(FlowsTaken::read(&answer.body)?.refused),

@@ -9,9 +9,9 @@ use super::{
 };
 use crate::{
     handover::{
+        fields::Fields as _,
         flows::{FlowBatch, FlowsTaken, SocketKey},
         message::{Kind, Message},
-        record::Writer,
     },
     runtime::mailbox::{self, Mailbox},
 };
@@ -90,9 +90,7 @@ impl FlowReceiver {
             let more = answered.recv_timeout(left);
             refused.extend(more.map_err(|_| HandOverError::Worker)?);
         }
-        let mut body = Writer::new();
-        FlowsTaken { refused }.write(&mut body);
-        Ok(body.into_bytes())
+        Ok(FlowsTaken { refused }.write())
     }
 
     /// Receives wherever the other process has not said so: it has ended, or has no more to say.

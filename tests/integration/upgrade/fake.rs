@@ -18,6 +18,7 @@ use std::{
 };
 use tembuku::internals::handover::{
     channel::{Channel, ChannelError},
+    fields::Fields as _,
     hello::{Formats, Hello, Ready, Refusal},
     message::{Kind, Message},
 };

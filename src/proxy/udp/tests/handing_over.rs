@@ -2,8 +2,8 @@ use super::process::{Begins, Group, PATIENCE, Process, hand_over, try_hand_over,
 use crate::{
     handover::{
         channel::Channel,
+        fields::Fields as _,
         message::{Kind, Message},
-        record::Writer,
     },
     plan::reason::CloseReason,
     proxy::udp::{HandOverError, Order, Scope},
@@ -547,7 +547,6 @@ fn a_batch_that_is_none_changes_nothing() {
     assert!(matches!(other, Err(HandOverError::Unexpected(_))));
     let garbage = taker.take(message(Kind::UdpFlows, b"garbage"));
     assert!(matches!(garbage, Err(HandOverError::Malformed(_))));
-    let mut body = Writer::new();
     let late = crate::handover::flows::FlowBatch {
         late: vec![crate::handover::flows::LateSocket {
             listener: "l".to_owned(),
@@ -555,8 +554,7 @@ fn a_batch_that_is_none_changes_nothing() {
         }],
         ..Default::default()
     };
-    late.write(&mut body);
-    let missing = taker.take(message(Kind::UdpFlows, &body.into_bytes()));
+    let missing = taker.take(message(Kind::UdpFlows, &late.write()));
     assert!(matches!(missing, Err(HandOverError::Descriptors)));
     let client = client(group.address);
     ask(&client, 1);
