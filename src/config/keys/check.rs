@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     applies::Applies::{Always, Database, Lag, Login, Primary, Replicating, TlsVerify, User},
-    row::{Form, Row, Rule, code, rows, value},
+    row::{Form, Row, Rule, code, rows, value, when},
     scalar::Word,
     words::{Start, TlsMode},
 };
@@ -147,64 +147,45 @@ pub(crate) static SEND_EXPECT: &[Row<Check>] = rows! {
         code!(|check| as_hex(expected(check)?)),
         "The same in hexadecimal digits.";
     "expect_regex" Form::Other("a regular expression"), "", Always,
-        code!(|check| match &check.kind {
-            CheckKind::SendExpect { expect: Expect::Regex(regex), .. } => Some(quoted(regex)),
-            _ => None,
-        }),
+        when!(kind, CheckKind::SendExpect { expect: Expect::Regex(regex), .. } =>
+            Some(quoted(regex))),
         "The same as a regular expression over bytes; (?-u) for those that are no UTF-8.";
 };
 
 pub(crate) static HTTP: &[Row<Check>] = rows! {
     "path" Form::Other("a path of a URL"), "/", Always,
-        code!(|check| match &check.kind {
-            CheckKind::Http { path, .. } => Some(quoted(path)),
-            _ => None,
-        }),
+        when!(kind, CheckKind::Http { path, .. } => Some(quoted(path))),
         "Requested with GET, HTTP/1.1. Patroni: port = 8008, path = \"/primary\".";
     "host" Form::Other("a host"), "", Always,
-        code!(|check| match &check.kind {
-            CheckKind::Http { host, .. } => host.as_deref().map(quoted),
-            _ => None,
-        }),
+        when!(kind, CheckKind::Http { host, .. } => host.as_deref().map(quoted)),
         "The Host header; left out: the address that is checked.";
     "status" Form::Other("a status, a range, or a list of them"), "200-299", Always,
-        code!(|check| match &check.kind {
-            CheckKind::Http { status, .. } => Some(quoted_list(status.iter().map(status_text))),
-            _ => None,
-        }),
+        when!(kind, CheckKind::Http { status, .. } =>
+            Some(quoted_list(status.iter().map(status_text)))),
         "What is good: \"200\", \"200-299\", or a list of such.";
 };
 
 pub(crate) static REDIS: &[Row<Check>] = rows! {
     "min_version" Form::Other("a version"), "", Always,
-        code!(|check| match &check.kind {
-            CheckKind::Redis { min_version, .. } => min_version.map(|v| quoted(&v.to_string())),
-            _ => None,
-        }),
+        when!(kind, CheckKind::Redis { min_version, .. } =>
+            min_version.map(|v| quoted(&v.to_string()))),
         "The least redis_version of INFO, as in \"7.0\"; also with Valkey and KeyDB.";
     "require_writes" Form::Flag, "", Always,
-        code!(|check| match &check.kind {
-            CheckKind::Redis { require_writes, .. } => Some(require_writes.to_string()),
-            _ => None,
-        }),
+        when!(kind, CheckKind::Redis { require_writes, .. } => Some(require_writes.to_string())),
         "Whether a server that answers MISCONF or BUSY to PING is down, since it refuses writes; \
          the default is true with role = \"primary\", false otherwise: readers are served.";
 };
 
 pub(crate) static POSTGRES: &[Row<Check>] = rows! {
     "login" Form::Flag, "", Always,
-        code!(|check| match &check.kind {
-            CheckKind::Postgres { login, .. } => Some(login.is_some().to_string()),
-            _ => None,
-        }),
+        when!(kind, CheckKind::Postgres { login, .. } => Some(login.is_some().to_string())),
         "false: any answer to a startup message that asks for a password is good, and so is being \
          let in; no password is needed. The default is true where there is a `user`.";
     "database" Form::Other("a name"), "postgres", Database,
-        code!(|check| match &check.kind {
+        when!(kind,
             CheckKind::Postgres { login: Some(login), .. } => Some(quoted(&login.database)),
-            CheckKind::Postgres { startup, .. } => startup.as_ref().map(|(_, name)| quoted(name)),
-            _ => None,
-        }),
+            CheckKind::Postgres { startup, .. } => startup.as_ref().map(|(_, name)| quoted(name))
+        ),
         "Any one that the user may connect to.";
     "max_lag_bytes" Form::Size, "", Lag,
         code!(|check| check.kind.lag_limit().bytes.map(|most| quoted(&size::format(most)))),
@@ -214,23 +195,15 @@ pub(crate) static POSTGRES: &[Row<Check>] = rows! {
 
 pub(crate) static DNS: &[Row<Check>] = rows! {
     "query" Form::Other("a name"), ".", Always,
-        code!(|check| match &check.kind {
-            CheckKind::Dns { query, .. } => Some(quoted(query)),
-            _ => None,
-        }),
+        when!(kind, CheckKind::Dns { query, .. } => Some(quoted(query))),
         "The name that is asked for. A server for its own zones alone refuses the default: name \
          one of those, or let `rcode` be [\"NOERROR\", \"REFUSED\"].";
     "query_type" Form::Word(query_types), "", Always,
-        code!(|check| match &check.kind {
-            CheckKind::Dns { query_type, .. } => Some(quoted(query_type.word())),
-            _ => None,
-        }),
+        when!(kind, CheckKind::Dns { query_type, .. } => Some(quoted(query_type.word()))),
         "The default is NS for \".\" and A for other names.";
     "rcode" Form::Other("a code, or a list of them"), "NOERROR", Always,
-        code!(|check| match &check.kind {
-            CheckKind::Dns { rcode, .. } => Some(quoted_list(rcode.iter().map(|code| code.word()))),
-            _ => None,
-        }),
+        when!(kind, CheckKind::Dns { rcode, .. } =>
+            Some(quoted_list(rcode.iter().map(|code| code.word())))),
         "What is good: NOERROR, NXDOMAIN, REFUSED, SERVFAIL, FORMERR, NOTIMP.";
 };
 

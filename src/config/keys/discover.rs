@@ -2,7 +2,7 @@
 
 use super::{
     applies::Applies::{Always, TlsVerify},
-    row::{Form, Row, Rule, code, rows, value},
+    row::{Form, Row, Rule, code, rows, value, when},
     scalar::Word,
     words::TlsMode,
 };
@@ -47,147 +47,104 @@ pub(crate) static DISCOVER: &[Row<Discover>] = rows! {
 /// Which kind takes which is in the plan: [`DiscoverKind::keys`].
 pub(crate) static OF_KINDS: &[Row<Discover>] = rows! {
     "path" Form::Other("an absolute path"), "", Always,
-        code!(|discover| match &discover.source {
-            DiscoverSource::File { path } => Some(path_text(path)),
-            _ => None,
-        }),
+        when!(source, DiscoverSource::File { path } => Some(path_text(path))),
         "A file, or a folder whose files are read: TOML (`.toml`), JSON (`.json`), otherwise a \
          backend in each line: \"ADDRESS [weight=N] [backup] [draining] [name=NAME]\".";
     "url" Form::Other("a URL"), "", Always,
-        code!(|discover| match &discover.source {
-            DiscoverSource::Http { url, .. } | DiscoverSource::Consul { url, .. } => {
-                Some(quoted(url))
-            }
-            DiscoverSource::Kubernetes { url, .. } => url.as_deref().map(quoted),
-            _ => None,
-        }),
+        when!(source,
+            DiscoverSource::Http { url, .. } | DiscoverSource::Consul { url, .. } =>
+                Some(quoted(url)),
+            DiscoverSource::Kubernetes { url, .. } => url.as_deref().map(quoted)
+        ),
         "\"http://HOST:PORT/PATH\" or \"https://...\". Kubernetes: of the API server; left out: \
          that of the cluster in which this process runs.";
     "headers" Form::Other("a list of \"NAME: VALUE\""), "", Always,
-        code!(|discover| match &discover.source {
+        when!(source,
             DiscoverSource::Http { headers, .. } if !headers.is_empty() => {
                 let text = |(name, value): &(String, String)| format!("{name}: {value}");
                 Some(quoted_list(headers.iter().map(text)))
             }
-            _ => None,
-        }),
+        ),
         "Headers of the request.";
     "name" Form::Other("a name"), "", Always,
-        code!(|discover| match &discover.source {
-            DiscoverSource::Srv { name, .. } => Some(quoted(name)),
-            _ => None,
-        }),
+        when!(source, DiscoverSource::Srv { name, .. } => Some(quoted(name))),
         "The name with SRV records, as in \"_redis._tcp.example.com\".";
     "nameservers" Form::Other("a list of addresses"), "", Always,
-        code!(|discover| match &discover.source {
+        when!(source,
             DiscoverSource::Srv { nameservers, .. } if !nameservers.is_empty() => {
                 Some(quoted_list(nameservers.iter().map(ToString::to_string)))
             }
-            _ => None,
-        }),
+        ),
         "Asked in this order, as in \"10.0.0.2:53\"; left out: those of resolv.conf.";
     "server" Form::Other("an address"), "", Always,
-        code!(|discover| match &discover.source {
-            DiscoverSource::Redis { server, .. } => Some(quoted(&server.text)),
-            _ => None,
-        }),
+        when!(source, DiscoverSource::Redis { server, .. } => Some(quoted(&server.text))),
         "The Redis server: \"HOST:PORT\" or \"unix:/path\".";
     "sentinels" Form::Other("a list of addresses"), "", Always,
-        code!(|discover| match &discover.source {
+        when!(source,
             DiscoverSource::Sentinel { sentinels, .. } => {
                 Some(quoted_list(sentinels.iter().map(|server| server.text.clone())))
             }
-            _ => None,
-        }),
+        ),
         "The Sentinels, as in \"10.0.0.1:26379\": all are asked, and the answers of most count.";
     "master" Form::Other("a name"), "", Always,
-        code!(|discover| match &discover.source {
-            DiscoverSource::Sentinel { master, .. } => Some(quoted(master)),
-            _ => None,
-        }),
+        when!(source, DiscoverSource::Sentinel { master, .. } => Some(quoted(master))),
         "The name of the group, as in `sentinel monitor NAME`.";
     "want" Form::Word(Want::words), "primary", Always,
-        code!(|discover| match &discover.source {
-            DiscoverSource::Sentinel { want, .. } => Some(quoted(want.word())),
-            _ => None,
-        }),
+        when!(source, DiscoverSource::Sentinel { want, .. } => Some(quoted(want.word()))),
         "Which servers of the group are backends.";
     "service" Form::Other("a name"), "", Always,
-        code!(|discover| match &discover.source {
+        when!(source,
             DiscoverSource::Consul { service, .. } => Some(quoted(service)),
             DiscoverSource::Kubernetes { namespace, service, .. } => {
                 Some(quoted(&format!("{namespace}/{service}")))
             }
-            _ => None,
-        }),
+        ),
         "Consul: the name of the service; Kubernetes: \"NAMESPACE/NAME\".";
     "port" Form::Other("a name or a number"), "", Always,
-        code!(|discover| match &discover.source {
-            DiscoverSource::Kubernetes { port, .. } => port.as_deref().map(quoted),
-            _ => None,
-        }),
+        when!(source, DiscoverSource::Kubernetes { port, .. } => port.as_deref().map(quoted)),
         "Which port of the service; left out: the only one.";
     "tag" Form::Other("a name"), "", Always,
-        code!(|discover| match &discover.source {
-            DiscoverSource::Consul { tag, .. } => tag.as_deref().map(quoted),
-            _ => None,
-        }),
+        when!(source, DiscoverSource::Consul { tag, .. } => tag.as_deref().map(quoted)),
         "Only instances with this tag.";
     "datacenter" Form::Other("a name"), "", Always,
-        code!(|discover| match &discover.source {
-            DiscoverSource::Consul { datacenter, .. } => datacenter.as_deref().map(quoted),
-            _ => None,
-        }),
+        when!(source, DiscoverSource::Consul { datacenter, .. } =>
+            datacenter.as_deref().map(quoted)),
         "Another datacenter than that of the agent.";
     "use_health" Form::Flag, "true", Always,
-        code!(|discover| match &discover.source {
-            DiscoverSource::Consul { use_health, .. } => Some(use_health.to_string()),
-            _ => None,
-        }),
+        when!(source, DiscoverSource::Consul { use_health, .. } => Some(use_health.to_string())),
         "Whether instances that Consul finds critical are left out.";
     "token_file" Form::Other("an absolute path"), "", Always,
-        code!(|discover| match &discover.source {
+        when!(source,
             DiscoverSource::Consul { token_file, .. }
             | DiscoverSource::Kubernetes { token_file, .. } => {
                 token_file.as_deref().map(path_text)
             }
-            _ => None,
-        }),
+        ),
         "A file that holds the token alone; it is read for each request.";
     "endpoints" Form::Other("a list of URLs"), "", Always,
-        code!(|discover| match &discover.source {
-            DiscoverSource::Etcd { endpoints, .. } => Some(quoted_list(endpoints.iter().cloned())),
-            _ => None,
-        }),
+        when!(source, DiscoverSource::Etcd { endpoints, .. } =>
+            Some(quoted_list(endpoints.iter().cloned()))),
         "The members of the cluster, as in \"http://10.0.0.1:2379\".";
     "prefix" Form::Other("text"), "", Always,
-        code!(|discover| match &discover.source {
-            DiscoverSource::Etcd { prefix, .. } => Some(quoted(prefix)),
-            _ => None,
-        }),
+        when!(source, DiscoverSource::Etcd { prefix, .. } => Some(quoted(prefix))),
         "Every key that begins with it is a backend.";
     "cert" Form::Other("an absolute path"), "", Always,
-        code!(|discover| match &discover.source {
-            DiscoverSource::Etcd { client: Some((cert, _)), .. } => Some(path_text(cert)),
-            _ => None,
-        }),
+        when!(source, DiscoverSource::Etcd { client: Some((cert, _)), .. } =>
+            Some(path_text(cert))),
         "The certificate that this client shows, in PEM; needs `key`.";
     "key" Form::Other("text"), "", Always,
-        code!(|discover| match &discover.source {
+        when!(source,
             DiscoverSource::Redis { key, .. } => Some(quoted(key)),
-            DiscoverSource::Etcd { client: Some((_, key)), .. } => Some(path_text(key)),
-            _ => None,
-        }),
+            DiscoverSource::Etcd { client: Some((_, key)), .. } => Some(path_text(key))
+        ),
         "Redis: the key of a list, a set, a sorted set (the scores are weights) or a hash (address \
          to weight). etcd: the file with the private key of `cert`, an absolute path.";
     "user" Form::Other("a name"), "", Always,
-        code!(|discover| match &discover.source {
-            DiscoverSource::Redis { login, .. } | DiscoverSource::Sentinel { login, .. } => {
-                login.user.as_deref().map(quoted)
-            }
-            DiscoverSource::Etcd { user, .. } => user.as_deref().map(quoted),
-            _ => None,
-        }),
+        when!(source,
+            DiscoverSource::Redis { login, .. } | DiscoverSource::Sentinel { login, .. } =>
+                login.user.as_deref().map(quoted),
+            DiscoverSource::Etcd { user, .. } => user.as_deref().map(quoted)
+        ),
         "The user that logs in; needs a password. Redis: left out, the default one.";
     "password_file" Form::Other("an absolute path"), "", Always,
         code!(|discover| match discover.source.password() {

@@ -138,6 +138,18 @@ macro_rules! code {
 }
 pub(crate) use code;
 
+/// The field of a key that some kinds have: `when!(source, PATTERN => TEXT)`; not written for the
+/// others.
+macro_rules! when {
+    ($field:ident, $($pattern:pat $(if $when:expr)? => $text:expr),+) => {
+        $crate::config::keys::row::code!(|target| match &target.$field {
+            $($pattern $(if $when)? => $text,)+
+            _ => None,
+        })
+    };
+}
+pub(crate) use when;
+
 /// Declares the rows of a table: name, form, default, where it applies, field, and documentation.
 macro_rules! rows {
     ($($name:literal $form:expr, $default:literal, $applies:expr, $field:expr, $doc:literal;)*) => {
