@@ -45,107 +45,49 @@ struct Read<'a> {
 
 type Write = fn(&Read<'_>, &mut Samples<'_>);
 
+/// A row for each family: its type, its name, what it is, and what writes its samples.
+macro_rules! families {
+    ($($kind:ident $name:literal: $help:literal, $write:expr;)*) => {
+        &[$((
+            Family { name: $name, kind: stringify!($kind), help: $help },
+            $write,
+        ),)*]
+    };
+}
+
 /// Sorted by name. A family without samples is omitted.
-const FAMILIES: &[(Family, Write)] = &[
-    counter(
-        "process_cpu_seconds_total",
-        "Total user and system CPU time spent in seconds.",
-        |f, out| {
-            if let Some(n) = f.process.cpu_seconds {
-                out.add("", n);
-            }
-        },
-    ),
-    gauge(
-        "process_max_fds",
-        "Maximum number of open file descriptors.",
-        |f, out| {
-            if let Some(n) = f.process.most_descriptors {
-                out.add("", n);
-            }
-        },
-    ),
-    gauge(
-        "process_open_fds",
-        "Number of open file descriptors.",
-        |f, out| {
-            if let Some(n) = f.process.descriptors {
-                out.add("", n);
-            }
-        },
-    ),
-    gauge(
-        "process_resident_memory_bytes",
-        "Resident memory size in bytes.",
-        |f, out| {
-            if let Some(n) = f.process.resident_bytes {
-                out.add("", n);
-            }
-        },
-    ),
-    gauge(
-        "process_start_time_seconds",
-        "Start time of the process since unix epoch in seconds.",
-        |f, out| {
-            if let Some(n) = f.process.start_time {
-                out.add("", n);
-            }
-        },
-    ),
-    gauge(
-        "process_threads",
-        "Number of OS threads in the process.",
-        |f, out| {
-            if let Some(n) = f.process.threads {
-                out.add("", n);
-            }
-        },
-    ),
-    gauge(
-        "process_virtual_memory_bytes",
-        "Virtual memory size in bytes.",
-        |f, out| {
-            if let Some(n) = f.process.virtual_bytes {
-                out.add("", n);
-            }
-        },
-    ),
-    gauge(
-        "process_virtual_memory_max_bytes",
+const FAMILIES: &[(Family, Write)] = families! {
+    counter "process_cpu_seconds_total": "Total user and system CPU time spent in seconds.",
+        |f, out| out.add_if("", f.process.cpu_seconds);
+    gauge "process_max_fds": "Maximum number of open file descriptors.",
+        |f, out| out.add_if("", f.process.most_descriptors);
+    gauge "process_open_fds": "Number of open file descriptors.",
+        |f, out| out.add_if("", f.process.descriptors);
+    gauge "process_resident_memory_bytes": "Resident memory size in bytes.",
+        |f, out| out.add_if("", f.process.resident_bytes);
+    gauge "process_start_time_seconds": "Start time of the process since unix epoch in seconds.",
+        |f, out| out.add_if("", f.process.start_time);
+    gauge "process_threads": "Number of OS threads in the process.",
+        |f, out| out.add_if("", f.process.threads);
+    gauge "process_virtual_memory_bytes": "Virtual memory size in bytes.",
+        |f, out| out.add_if("", f.process.virtual_bytes);
+    gauge "process_virtual_memory_max_bytes":
         "Maximum amount of virtual memory available in bytes.",
-        |f, out| {
-            if let Some(n) = f.process.most_virtual_bytes {
-                out.add("", n);
-            }
-        },
-    ),
-    counter(
-        "tembuku_accept_errors_total",
+        |f, out| out.add_if("", f.process.most_virtual_bytes);
+    counter "tembuku_accept_errors_total":
         "Accepts that failed for want of descriptors or memory, and calls for datagrams \
          that failed.",
-        |f, out| out.add("", f.of.process.accept_errors.get()),
-    ),
-    counter(
-        "tembuku_access_log_dropped_total",
+        |f, out| out.add("", f.of.process.accept_errors.get());
+    counter "tembuku_access_log_dropped_total":
         "Access log records dropped because the writer could not keep up.",
-        |f, out| out.add("", f.of.access_log_dropped),
-    ),
-    gauge(
-        "tembuku_backend_active_connections",
+        |f, out| out.add("", f.of.access_log_dropped);
+    gauge "tembuku_backend_active_connections":
         "Sessions on the backend now, those being connected included.",
-        |f, out| backends(f, |b| out.add(&b.metrics.labels, b.metrics.active())),
-    ),
-    histogram(
-        "tembuku_backend_connect_duration_seconds",
+        |f, out| backends(f, |b| out.add(&b.metrics.labels, b.metrics.active()));
+    histogram "tembuku_backend_connect_duration_seconds":
         "How long successful connects to the backend took.",
-        |f, out| {
-            backends(f, |b| {
-                out.histogram(&b.metrics.labels, &b.metrics.connect_duration)
-            })
-        },
-    ),
-    counter(
-        "tembuku_backend_connect_errors_total",
+        |f, out| backends(f, |b| out.histogram(&b.metrics.labels, &b.metrics.connect_duration));
+    counter "tembuku_backend_connect_errors_total":
         "Connects to the backend that failed, by reason; of flows, refusals by the \
          network and replies that did not come.",
         |f, out| {
@@ -155,38 +97,24 @@ const FAMILIES: &[(Family, Write)] = &[
                     out.add_with(&b.metrics.labels, ("reason", reason.word()), errors);
                 }
             });
-        },
-    ),
-    counter(
-        "tembuku_backend_connections_total",
+        };
+    counter "tembuku_backend_connections_total":
         "Connections established to the backend, and flows that were given to it.",
-        |f, out| backends(f, |b| out.add(&b.metrics.labels, b.totals.connections)),
-    ),
-    counter(
-        "tembuku_backend_received_bytes_total",
-        "Bytes received from the backend.",
-        |f, out| backends(f, |b| out.add(&b.metrics.labels, b.totals.received)),
-    ),
-    gauge(
-        "tembuku_backend_replication_lag_bytes",
+        |f, out| backends(f, |b| out.add(&b.metrics.labels, b.totals.connections));
+    counter "tembuku_backend_received_bytes_total": "Bytes received from the backend.",
+        |f, out| backends(f, |b| out.add(&b.metrics.labels, b.totals.received));
+    gauge "tembuku_backend_replication_lag_bytes":
         "How much the replica has received and not replayed, by its last answer; NaN \
          while it reports none.",
-        |f, out| lag(f, out, 1),
-    ),
-    gauge(
-        "tembuku_backend_replication_lag_seconds",
+        |f, out| lag(f, out, 1);
+    gauge "tembuku_backend_replication_lag_seconds":
         "How old what the replica has is, by its last answer; NaN while it reports none.",
-        |f, out| lag(f, out, 0),
-    ),
-    counter(
-        "tembuku_backend_retries_total",
+        |f, out| lag(f, out, 0);
+    counter "tembuku_backend_retries_total":
         "Connects tried here because another backend had failed, and flows that left \
          another one.",
-        |f, out| backends(f, |b| out.add(&b.metrics.labels, b.totals.retries)),
-    ),
-    gauge(
-        "tembuku_backend_role",
-        "1 for the role in the last answer, 0 for the others.",
+        |f, out| backends(f, |b| out.add(&b.metrics.labels, b.totals.retries));
+    gauge "tembuku_backend_role": "1 for the role in the last answer, 0 for the others.",
         |f, out| {
             backends(f, |b| {
                 for role in b.roles.as_ref().map_or(&[][..], |_| &Role::ALL) {
@@ -194,16 +122,10 @@ const FAMILIES: &[(Family, Write)] = &[
                     out.add_with(&b.metrics.labels, ("role", role.word()), is);
                 }
             });
-        },
-    ),
-    counter(
-        "tembuku_backend_sent_bytes_total",
-        "Bytes sent to the backend.",
-        |f, out| backends(f, |b| out.add(&b.metrics.labels, b.totals.sent)),
-    ),
-    gauge(
-        "tembuku_backend_state",
-        "1 for the state that the backend is in, 0 for the others.",
+        };
+    counter "tembuku_backend_sent_bytes_total": "Bytes sent to the backend.",
+        |f, out| backends(f, |b| out.add(&b.metrics.labels, b.totals.sent));
+    gauge "tembuku_backend_state": "1 for the state that the backend is in, 0 for the others.",
         |f, out| {
             backends(f, |b| {
                 for state in BackendState::ALL {
@@ -211,10 +133,8 @@ const FAMILIES: &[(Family, Write)] = &[
                     out.add_with(&b.metrics.labels, ("state", state.word()), is);
                 }
             });
-        },
-    ),
-    counter(
-        "tembuku_backend_transitions_total",
+        };
+    counter "tembuku_backend_transitions_total":
         "Changes of the backend's state, by the state entered.",
         |f, out| {
             backends(f, |b| {
@@ -225,26 +145,15 @@ const FAMILIES: &[(Family, Write)] = &[
                     out.add_with(&b.metrics.labels, ("to", to.word()), n);
                 }
             });
-        },
-    ),
-    gauge(
-        "tembuku_backend_weight",
-        "The configured weight.",
-        |f, out| backends(f, |b| out.add(&b.metrics.labels, u64::from(b.weight))),
-    ),
-    gauge(
-        "tembuku_build_info",
-        "Always 1; the label is the version.",
-        |_, out| out.add_with("", ("version", env!("CARGO_PKG_VERSION")), true),
-    ),
-    histogram(
-        "tembuku_check_duration_seconds",
+        };
+    gauge "tembuku_backend_weight": "The configured weight.",
+        |f, out| backends(f, |b| out.add(&b.metrics.labels, u64::from(b.weight)));
+    gauge "tembuku_build_info": "Always 1; the label is the version.",
+        |_, out| out.add_with("", ("version", env!("CARGO_PKG_VERSION")), true);
+    histogram "tembuku_check_duration_seconds":
         "How long checks of the backend took, those that failed included.",
-        |f, out| checked(f, |b, checks| out.histogram(&b.labels, &checks.duration)),
-    ),
-    counter(
-        "tembuku_check_results_total",
-        "Checks of the backend, by result.",
+        |f, out| checked(f, |b, checks| out.histogram(&b.labels, &checks.duration));
+    counter "tembuku_check_results_total": "Checks of the backend, by result.",
         |f, out| {
             checked(f, |b, checks| {
                 for result in CheckResult::ALL {
@@ -252,55 +161,34 @@ const FAMILIES: &[(Family, Write)] = &[
                     out.add_with(&b.labels, ("result", result.word()), n);
                 }
             });
-        },
-    ),
-    gauge(
-        "tembuku_config_info",
-        "The hash of the effective configuration; always 1.",
-        |f, out| out.add(&labels(&[("hash", f.of.config_hash)]), 1),
-    ),
-    gauge(
-        "tembuku_config_last_reload_success_timestamp_seconds",
+        };
+    gauge "tembuku_config_info": "The hash of the effective configuration; always 1.",
+        |f, out| out.add(&labels(&[("hash", f.of.config_hash)]), 1);
+    gauge "tembuku_config_last_reload_success_timestamp_seconds":
         "When the configuration was last reloaded successfully.",
         |f, out| {
             let last = f.of.last_reload.as_ref();
             if let Some(at) = last.and_then(|reload| reload.last_success) {
                 out.add("", at);
             }
-        },
-    ),
-    gauge(
-        "tembuku_config_last_reload_successful",
+        };
+    gauge "tembuku_config_last_reload_successful":
         "Whether the last reload of the configuration was successful.",
         |f, out| {
             if let Some(reload) = &f.of.last_reload {
                 out.add("", reload.is_successful);
             }
-        },
-    ),
-    gauge(
-        "tembuku_discovery_backends",
+        };
+    gauge "tembuku_discovery_backends":
         "Backends that a source has found, those that are held included.",
-        |f, out| sources(f, |source| out.add(&source.metrics.labels, source.backends)),
-    ),
-    gauge(
-        "tembuku_discovery_held",
+        |f, out| sources(f, |source| out.add(&source.metrics.labels, source.backends));
+    gauge "tembuku_discovery_held":
         "Backends that stay for now although their source does not name them any more.",
-        |f, out| sources(f, |source| out.add(&source.metrics.labels, source.held)),
-    ),
-    gauge(
-        "tembuku_discovery_last_success_timestamp_seconds",
+        |f, out| sources(f, |source| out.add(&source.metrics.labels, source.held));
+    gauge "tembuku_discovery_last_success_timestamp_seconds":
         "When a source of backends last answered.",
-        |f, out| {
-            sources(f, |source| {
-                if let Some(at) = source.last_success {
-                    out.add(&source.metrics.labels, at);
-                }
-            });
-        },
-    ),
-    counter(
-        "tembuku_discovery_updates_total",
+        |f, out| sources(f, |source| out.add_if(&source.metrics.labels, source.last_success));
+    counter "tembuku_discovery_updates_total":
         "Answers of a source of backends, by what they led to.",
         |f, out| {
             sources(f, |source| {
@@ -308,33 +196,16 @@ const FAMILIES: &[(Family, Write)] = &[
                     out.add_with(&source.metrics.labels, ("result", result), *count);
                 }
             });
-        },
-    ),
-    histogram(
-        "tembuku_first_byte_duration_seconds",
+        };
+    histogram "tembuku_first_byte_duration_seconds":
         "From the start of the connect, or of the flow, to the backend's first byte.",
-        |f, out| {
-            listeners(f, |l| {
-                out.histogram(&l.metrics.labels, &l.metrics.first_byte_duration)
-            })
-        },
-    ),
-    gauge(
-        "tembuku_listener_active_connections",
-        "Sessions that live now.",
-        |f, out| listeners(f, |l| out.add(&l.metrics.labels, l.metrics.active())),
-    ),
-    counter(
-        "tembuku_listener_connections_total",
-        "Connections accepted, or flows begun.",
-        |f, out| {
-            listeners(f, |l| {
-                out.add(&l.metrics.labels, l.metrics.counts.sum(|c| &c.connections))
-            })
-        },
-    ),
-    counter(
-        "tembuku_listener_dropped_datagrams_total",
+        |f, out| listeners(f, |l| out.histogram(&l.metrics.labels, &l.metrics.first_byte_duration));
+    gauge "tembuku_listener_active_connections": "Sessions that live now.",
+        |f, out| listeners(f, |l| out.add(&l.metrics.labels, l.metrics.active()));
+    counter "tembuku_listener_connections_total": "Connections accepted, or flows begun.",
+        |f, out| listeners(f, |l|
+            out.add(&l.metrics.labels, l.metrics.counts.sum(|c| &c.connections)));
+    counter "tembuku_listener_dropped_datagrams_total":
         "Datagrams of clients and backends that were not passed on, by reason.",
         |f, out| {
             udp_listeners(f, |l| {
@@ -343,10 +214,8 @@ const FAMILIES: &[(Family, Write)] = &[
                     out.add_with(&l.labels, ("reason", reason.word()), n);
                 }
             });
-        },
-    ),
-    counter(
-        "tembuku_listener_over_limit_total",
+        };
+    counter "tembuku_listener_over_limit_total":
         "Clients over a limit that were not refused, by limit and what became of them.",
         |f, out| {
             listeners(f, |l| {
@@ -363,28 +232,13 @@ const FAMILIES: &[(Family, Write)] = &[
                     }
                 }
             });
-        },
-    ),
-    counter(
-        "tembuku_listener_received_bytes_total",
-        "Bytes received from clients.",
-        |f, out| {
-            listeners(f, |l| {
-                out.add(&l.metrics.labels, l.metrics.counts.sum(|c| &c.received))
-            })
-        },
-    ),
-    counter(
-        "tembuku_listener_received_datagrams_total",
-        "Datagrams received from clients.",
-        |f, out| {
-            udp_listeners(f, |l| {
-                out.add(&l.labels, l.counts.sum(|c| &c.received_datagrams))
-            })
-        },
-    ),
-    counter(
-        "tembuku_listener_rejected_total",
+        };
+    counter "tembuku_listener_received_bytes_total": "Bytes received from clients.",
+        |f, out| listeners(f, |l|
+            out.add(&l.metrics.labels, l.metrics.counts.sum(|c| &c.received)));
+    counter "tembuku_listener_received_datagrams_total": "Datagrams received from clients.",
+        |f, out| udp_listeners(f, |l| out.add(&l.labels, l.counts.sum(|c| &c.received_datagrams)));
+    counter "tembuku_listener_rejected_total":
         "Connections and flows rejected before a backend was looked for, by reason.",
         |f, out| {
             listeners(f, |l| {
@@ -396,29 +250,17 @@ const FAMILIES: &[(Family, Write)] = &[
                     }
                 }
             });
-        },
-    ),
-    counter(
-        "tembuku_listener_sent_bytes_total",
-        "Bytes sent to clients.",
+        };
+    counter "tembuku_listener_sent_bytes_total": "Bytes sent to clients.",
         |f, out| {
             listeners(f, |l| {
                 let sent = l.metrics.counts.sum(|c| &c.sent);
                 out.add(&l.metrics.labels, l.metrics.sent_shown.raise(sent));
             });
-        },
-    ),
-    counter(
-        "tembuku_listener_sent_datagrams_total",
-        "Datagrams sent to clients.",
-        |f, out| {
-            udp_listeners(f, |l| {
-                out.add(&l.labels, l.counts.sum(|c| &c.sent_datagrams))
-            })
-        },
-    ),
-    counter(
-        "tembuku_relayed_bytes_total",
+        };
+    counter "tembuku_listener_sent_datagrams_total": "Datagrams sent to clients.",
+        |f, out| udp_listeners(f, |l| out.add(&l.labels, l.counts.sum(|c| &c.sent_datagrams)));
+    counter "tembuku_relayed_bytes_total":
         "Bytes of connections relayed in both directions, by mode.",
         |f, out| {
             let process = f.of.process;
@@ -426,20 +268,10 @@ const FAMILIES: &[(Family, Write)] = &[
             let spliced = process.relayed.sum(|r| &r.splice);
             out.add_with("", ("mode", "copy"), process.copied_shown.raise(copied));
             out.add_with("", ("mode", "splice"), spliced);
-        },
-    ),
-    histogram(
-        "tembuku_session_duration_seconds",
-        "How long sessions lived.",
-        |f, out| {
-            listeners(f, |l| {
-                out.histogram(&l.metrics.labels, &l.metrics.session_duration)
-            })
-        },
-    ),
-    counter(
-        "tembuku_sessions_closed_total",
-        "Sessions that ended, by reason.",
+        };
+    histogram "tembuku_session_duration_seconds": "How long sessions lived.",
+        |f, out| listeners(f, |l| out.histogram(&l.metrics.labels, &l.metrics.session_duration));
+    counter "tembuku_sessions_closed_total": "Sessions that ended, by reason.",
         |f, out| {
             listeners(f, |l| {
                 for reason in CloseReason::ALL {
@@ -449,116 +281,56 @@ const FAMILIES: &[(Family, Write)] = &[
                     }
                 }
             });
-        },
-    ),
-    counter(
-        "tembuku_splice_fallbacks_total",
+        };
+    counter "tembuku_splice_fallbacks_total":
         "Times that bulk data was copied because it could not be spliced, by reason.",
         |f, out| {
             for reason in SpliceFallback::ALL {
                 let n = f.of.process.relayed.sum(|r| &r.fallbacks[reason as usize]);
                 out.add_with("", ("reason", reason.word()), n);
             }
-        },
-    ),
-    gauge(
-        "tembuku_upstream_available_backends",
+        };
+    gauge "tembuku_upstream_available_backends":
         "Backends that are fit for sessions, full ones included, and have proved to work.",
-        |f, out| upstreams(f, |u| out.add(&u.metrics.labels, u.available)),
-    ),
-    histogram(
-        "tembuku_upstream_doubt_duration_seconds",
+        |f, out| upstreams(f, |u| out.add(&u.metrics.labels, u.available));
+    histogram "tembuku_upstream_doubt_duration_seconds":
         "From the first sign that a backend was not to be used to the verdict.",
-        |f, out| {
-            upstreams(f, |u| {
-                out.histogram(&u.metrics.labels, &u.metrics.doubt_duration)
-            })
-        },
-    ),
-    gauge(
-        "tembuku_upstream_effective_hash_info",
+        |f, out| upstreams(f, |u| out.histogram(&u.metrics.labels, &u.metrics.doubt_duration));
+    gauge "tembuku_upstream_effective_hash_info":
         "A hash of the policy and of the backends that are up, equal on nodes that pick the \
          same backends by key now; always 1.",
-        |f, out| pick_hashes(f, out, 1),
-    ),
-    gauge(
-        "tembuku_upstream_full_backends",
+        |f, out| pick_hashes(f, out, 1);
+    gauge "tembuku_upstream_full_backends":
         "Backends that are available, and have reached their max_connections.",
-        |f, out| upstreams(f, |u| out.add(&u.metrics.labels, u.full)),
-    ),
-    histogram(
-        "tembuku_upstream_leave_duration_seconds",
+        |f, out| upstreams(f, |u| out.add(&u.metrics.labels, u.full));
+    histogram "tembuku_upstream_leave_duration_seconds":
         "From the verdict, or admin_state, that a backend is not to be used until its last \
          session was over.",
-        |f, out| {
-            upstreams(f, |u| {
-                out.histogram(&u.metrics.labels, &u.metrics.leave_duration)
-            })
-        },
-    ),
-    gauge(
-        "tembuku_upstream_panic",
+        |f, out| upstreams(f, |u| out.histogram(&u.metrics.labels, &u.metrics.leave_duration));
+    gauge "tembuku_upstream_panic":
         "Whether so few backends are up that all are used whatever the results of their checks.",
-        |f, out| {
-            upstreams(f, |u| {
-                if let Some(in_panic) = u.in_panic {
-                    out.add(&u.metrics.labels, in_panic);
-                }
-            });
-        },
-    ),
-    gauge(
-        "tembuku_upstream_primaries",
+        |f, out| upstreams(f, |u| out.add_if(&u.metrics.labels, u.in_panic));
+    gauge "tembuku_upstream_primaries":
         "Backends that report to be the primary, where there is to be one.",
-        |f, out| {
-            upstreams(f, |u| {
-                if let Some(primaries) = u.primaries {
-                    out.add(&u.metrics.labels, primaries);
-                }
-            });
-        },
-    ),
-    histogram(
-        "tembuku_upstream_resume_duration_seconds",
+        |f, out| upstreams(f, |u| out.add_if(&u.metrics.labels, u.primaries));
+    histogram "tembuku_upstream_resume_duration_seconds":
         "From the verdict, or admin_state, that a backend is not to be used until another one \
          had taken a session.",
-        |f, out| {
-            upstreams(f, |u| {
-                out.histogram(&u.metrics.labels, &u.metrics.resume_duration)
-            })
-        },
-    ),
-    gauge(
-        "tembuku_upstream_ring_hash_info",
+        |f, out| upstreams(f, |u| out.histogram(&u.metrics.labels, &u.metrics.resume_duration));
+    gauge "tembuku_upstream_ring_hash_info":
         "A hash of the policy and of the backends as configured, equal on nodes that pick the \
          same backends by key while the same are up; always 1.",
-        |f, out| pick_hashes(f, out, 0),
-    ),
-    gauge(
-        "tembuku_upstream_role_fallback",
-        "Whether primaries are used because no replica is up.",
-        |f, out| {
-            upstreams(f, |u| {
-                if let Some(in_role_fallback) = u.in_role_fallback {
-                    out.add(&u.metrics.labels, in_role_fallback);
-                }
-            });
-        },
-    ),
-    histogram(
-        "tembuku_upstream_wait_duration_seconds",
+        |f, out| pick_hashes(f, out, 0);
+    gauge "tembuku_upstream_role_fallback": "Whether primaries are used because no replica is up.",
+        |f, out| upstreams(f, |u| out.add_if(&u.metrics.labels, u.in_role_fallback));
+    histogram "tembuku_upstream_wait_duration_seconds":
         "How long sessions waited for a place at a backend (queue) or for a fit backend (hold), \
          served or not.",
-        |f, out| waits(f, |w, _| out.histogram(&w.labels, &w.duration)),
-    ),
-    gauge(
-        "tembuku_upstream_waiting_sessions",
+        |f, out| waits(f, |w, _| out.histogram(&w.labels, &w.duration));
+    gauge "tembuku_upstream_waiting_sessions":
         "Sessions that wait now for a place at a backend (queue) or for a fit backend (hold).",
-        |f, out| waits(f, |w, waiting| out.add(&w.labels, waiting)),
-    ),
-    counter(
-        "tembuku_upstream_waits_total",
-        "Waits of sessions that have ended, by how.",
+        |f, out| waits(f, |w, waiting| out.add(&w.labels, waiting));
+    counter "tembuku_upstream_waits_total": "Waits of sessions that have ended, by how.",
         |f, out| {
             waits(f, |w, _| {
                 for result in WaitResult::ALL {
@@ -566,36 +338,12 @@ const FAMILIES: &[(Family, Write)] = &[
                     out.add_with(&w.labels, ("result", result.word()), count);
                 }
             });
-        },
-    ),
-    gauge(
-        "tembuku_worker_longest_pause_seconds",
+        };
+    gauge "tembuku_worker_longest_pause_seconds":
         "Longest time since the start for which a change of the configuration or of backends kept \
          a worker from its sessions.",
-        |f, out| out.add("", f.of.longest_pause),
-    ),
-];
-
-const fn counter(name: &'static str, help: &'static str, write: Write) -> (Family, Write) {
-    family(name, "counter", help, write)
-}
-
-const fn gauge(name: &'static str, help: &'static str, write: Write) -> (Family, Write) {
-    family(name, "gauge", help, write)
-}
-
-const fn histogram(name: &'static str, help: &'static str, write: Write) -> (Family, Write) {
-    family(name, "histogram", help, write)
-}
-
-const fn family(
-    name: &'static str,
-    kind: &'static str,
-    help: &'static str,
-    write: Write,
-) -> (Family, Write) {
-    (Family { name, kind, help }, write)
-}
+        |f, out| out.add("", f.of.longest_pause);
+};
 
 fn listeners(read: &Read<'_>, each: impl FnMut(&ListenerFigures<'_>)) {
     read.of.listeners.iter().for_each(each);

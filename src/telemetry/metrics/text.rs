@@ -60,6 +60,12 @@ impl Samples<'_> {
         self.line("", labels, None, value.into());
     }
 
+    pub(super) fn add_if(&mut self, labels: &str, value: Option<impl Into<Value>>) {
+        if let Some(value) = value {
+            self.add(labels, value);
+        }
+    }
+
     /// With one more label, whose value needs no escaping.
     pub(super) fn add_with(
         &mut self,
