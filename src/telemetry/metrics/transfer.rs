@@ -3,8 +3,7 @@
 //! it.
 
 use super::{
-    BackendMetrics, CheckMetrics, Counter, ListenerMetrics, ProcessMetrics, Sharded,
-    UpstreamMetrics, WaitMetrics,
+    BackendMetrics, Counter, ListenerMetrics, ProcessMetrics, Sharded, UpstreamMetrics,
 };
 use crate::{
     handover::counters::Figures,
@@ -82,24 +81,24 @@ fn visit_counter(visitor: &mut dyn Visitor, word: &str, counter: &Counter) {
     visitor.count(word, counter.get(), &|n| counter.add(n));
 }
 
+/// The counters with these names, and one of a name for each of several words.
+macro_rules! visit_all {
+    ($visitor:ident, $counts:expr, $($field:ident)* $(; $each:ident by $words:ident)*) => {
+        $(visit_sharded($visitor, stringify!($field), $counts, |c| &c.$field);)*
+        $(for one in $words::ALL {
+            let word = format!("{}.{}", stringify!($each), one.word());
+            visit_sharded($visitor, &word, $counts, |c| &c.$each[one as usize]);
+        })*
+    };
+}
+
 impl Transfer for ListenerMetrics {
     fn visit(&self, visitor: &mut dyn Visitor) {
         let counts = &self.counts;
-        visit_sharded(visitor, "connections", counts, |c| &c.connections);
-        visit_sharded(visitor, "received", counts, |c| &c.received);
-        visit_sharded(visitor, "sent", counts, |c| &c.sent);
-        visit_sharded(visitor, "received_datagrams", counts, |c| {
-            &c.received_datagrams
-        });
-        visit_sharded(visitor, "sent_datagrams", counts, |c| &c.sent_datagrams);
-        for reason in RejectReason::ALL {
-            let word = format!("rejected.{}", reason.word());
-            visit_sharded(visitor, &word, counts, |c| &c.rejected[reason as usize]);
-        }
-        for reason in CloseReason::ALL {
-            let word = format!("closed.{}", reason.word());
-            visit_sharded(visitor, &word, counts, |c| &c.closed[reason as usize]);
-        }
+        visit_all!(
+            visitor, counts, connections received sent received_datagrams sent_datagrams;
+            rejected by RejectReason; closed by CloseReason; dropped_datagrams by DropReason
+        );
         for limit in LimitKind::ALL {
             for result in OverLimit::ALL {
                 let word = format!("over_limit.{}.{}", limit.word(), result.word());
@@ -107,12 +106,6 @@ impl Transfer for ListenerMetrics {
                     &c.over_limit[limit as usize][result as usize]
                 });
             }
-        }
-        for reason in DropReason::ALL {
-            let word = format!("dropped_datagrams.{}", reason.word());
-            visit_sharded(visitor, &word, counts, |c| {
-                &c.dropped_datagrams[reason as usize]
-            });
         }
         self.session_duration.visit("session_duration", visitor);
         self.first_byte_duration
@@ -126,44 +119,32 @@ impl Transfer for UpstreamMetrics {
         self.leave_duration.visit("leave_duration", visitor);
         self.resume_duration.visit("resume_duration", visitor);
         for (n, waits) in self.waits.iter().enumerate() {
-            let WaitMetrics {
-                results, duration, ..
-            } = waits;
             for result in WaitResult::ALL {
                 let word = format!("waits.{n}.{}", result.word());
-                visit_counter(visitor, &word, &results[result as usize]);
+                visit_counter(visitor, &word, &waits.results[result as usize]);
             }
-            duration.visit(&format!("waits.{n}.duration"), visitor);
+            let word = format!("waits.{n}.duration");
+            waits.duration.visit(&word, visitor);
         }
     }
 }
 
 impl Transfer for BackendMetrics {
     fn visit(&self, visitor: &mut dyn Visitor) {
-        let counts = &self.counts;
-        visit_sharded(visitor, "connections", counts, |c| &c.connections);
-        visit_sharded(visitor, "retries", counts, |c| &c.retries);
-        visit_sharded(visitor, "received", counts, |c| &c.received);
-        visit_sharded(visitor, "sent", counts, |c| &c.sent);
-        for reason in ConnectError::ALL {
-            let word = format!("connect_errors.{}", reason.word());
-            visit_sharded(visitor, &word, counts, |c| {
-                &c.connect_errors[reason as usize]
-            });
-        }
+        visit_all!(
+            visitor, &self.counts, connections retries received sent;
+            connect_errors by ConnectError
+        );
         self.connect_duration.visit("connect_duration", visitor);
         for state in BackendState::ALL {
             let word = format!("transitions.{}", state.word());
             visit_counter(visitor, &word, &self.transitions[state as usize]);
         }
-        let CheckMetrics {
-            results, duration, ..
-        } = &self.checks;
         for result in CheckResult::ALL {
             let word = format!("checks.{}", result.word());
-            visit_counter(visitor, &word, &results[result as usize]);
+            visit_counter(visitor, &word, &self.checks.results[result as usize]);
         }
-        duration.visit("check_duration", visitor);
+        self.checks.duration.visit("check_duration", visitor);
     }
 }
 
@@ -171,12 +152,7 @@ impl Transfer for ProcessMetrics {
     fn visit(&self, visitor: &mut dyn Visitor) {
         visit_sharded(visitor, "relayed.splice", &self.relayed, |c| &c.splice);
         visit_sharded(visitor, "relayed.copy", &self.relayed, |c| &c.copy);
-        for fallback in SpliceFallback::ALL {
-            let word = format!("fallbacks.{}", fallback.word());
-            visit_sharded(visitor, &word, &self.relayed, |c| {
-                &c.fallbacks[fallback as usize]
-            });
-        }
+        visit_all!(visitor, &self.relayed, ; fallbacks by SpliceFallback);
         visit_counter(visitor, "accept_errors", &self.accept_errors);
     }
 }
