@@ -32,7 +32,7 @@ use crate::{
     config::{
         references::References,
         session_actions::no_effect_but_for_flows,
-        text::report::Fault,
+        text::report::{Fault, fault},
         value::{address, duration},
     },
     plan::{Addr, Check, CheckAt, CheckKind, Role, Target, Tls, Upstream},
@@ -229,11 +229,11 @@ pub(super) fn check_upstream(upstream: &Upstream, section: &Section<'_>) {
         let word = role.word();
         section.report.add(
             &value.span(),
-            Fault::new(format!(
+            fault!(
                 "with `address` the role of one server would decide for all {} backends whether \
                 they are a {word}",
                 upstream.backends.len()
-            ))
+            )
             .hint("leave `address` out; for another port of each backend's own host use `port`"),
         );
     }
@@ -269,10 +269,10 @@ fn read_stale_after(section: &Section<'_>, longest: Duration) -> Option<Duration
         .min(duration::LONGEST);
     let stale_after = section.checked_duration("stale_after", default, |stale_after| {
         if !stale_after.is_zero() && stale_after < least {
-            return Err(Fault::new(format!(
+            return Err(fault!(
                 "it must not be shorter than `interval` and `timeout` together, {}",
                 duration::format(least)
-            )));
+            ));
         }
         Ok(())
     });
@@ -295,10 +295,10 @@ fn read_at(section: &Section<'_>) -> CheckAt {
             )
         }
         Ok(Target::Addr(addr)) => return CheckAt::Addr(addr),
-        Ok(Target::Name { .. }) => Fault::new(format!(
+        Ok(Target::Name { .. }) => fault!(
             "`address` = {text:?} is a name; checks \
             take an address"
-        ))
+        )
         .hint("write \"IP:PORT\", or use `port` for another port of each backend's own host"),
         Err(fault) => fault,
     };

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     config::text::{
-        report::Fault,
+        report::fault,
         suggestions::{list, shorten},
     },
     plan::{Check, CheckKind, Discover, DiscoverKind, DiscoverSource, Role, Tls, Upstream, Want},
@@ -82,9 +82,9 @@ pub(super) fn check_upstream(upstream: &Upstream, section: &Section<'_>) {
     );
     if !is_checked && let Some(value) = section.get("discover") {
         let word = role.map_or("any", Role::word);
-        let fault = Fault::new(format!(
+        let fault = fault!(
             "servers that Sentinel names need a check of kind = \"redis\" with role = {word:?}"
-        ))
+        )
         .hint(
             "Sentinel proposes, and after a fail-over it may still name the old server; the check \
              decides: add a section [upstreams.NAME.check]",
@@ -131,7 +131,7 @@ fn required(section: &Section<'_>, key: &str, hint: &str) -> Option<String> {
     }
     let Text { text, span } = section.text(key)?;
     if text.is_empty() {
-        let fault = Fault::new(format!("`{key}` is empty")).hint(hint);
+        let fault = fault!("`{key}` is empty").hint(hint);
         section.report.add(&span, fault);
     }
     Some(text.to_owned())
@@ -157,7 +157,7 @@ fn read_empty_after(section: &Section<'_>) -> Option<Duration> {
     {
         if text != "never" {
             let shown = shorten(&format!("{text:?}"));
-            let fault = Fault::new(format!("`empty_after`: not a duration: {shown}"));
+            let fault = fault!("`empty_after`: not a duration: {shown}");
             let fault = fault.hint("a duration, as in \"30s\", or \"never\"");
             section.report.add(&value.span(), fault);
         }

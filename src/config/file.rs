@@ -20,7 +20,7 @@ use crate::{
         references::References,
         text::{
             problem::Problems,
-            report::{Fault, Report, Source, Span},
+            report::{Fault, Report, Source, Span, fault},
             suggestions::{found, nearest, quoted_key, shorten},
         },
         value::{access_log, address, host},
@@ -121,12 +121,12 @@ fn read_ready_file(section: &Section<'_>) -> Option<PathBuf> {
     let Text { text, span } = section.text("ready_file")?;
     let fault = match text {
         "" => return None,
-        _ if !text.starts_with('/') => Fault::new(format!(
-            "`ready_file` must be an absolute path, not {text:?}"
-        ))
-        .hint("as in \"/run/tembuku/ready\""),
+        _ if !text.starts_with('/') => {
+            fault!("`ready_file` must be an absolute path, not {text:?}")
+                .hint("as in \"/run/tembuku/ready\"")
+        }
         _ if text.ends_with('/') => {
-            Fault::new(format!("`ready_file` names a folder: {text:?}")).hint("add a file name")
+            fault!("`ready_file` names a folder: {text:?}").hint("add a file name")
         }
         _ if text.contains('\0') => {
             Fault::new("the path in `ready_file` holds a zero byte").hint("take it out")
@@ -251,7 +251,7 @@ fn named<'a>(root: &Section<'a>, key: &str) -> Vec<(&'a str, &'a super::section:
         let what = found(value.get_ref());
         root.report.add(
             &value.span(),
-            Fault::new(format!("`{key}` holds sections [{key}.NAME], not {what}"))
+            fault!("`{key}` holds sections [{key}.NAME], not {what}")
                 .hint(format!("write [{key}.NAME], in single brackets, for each")),
         );
         return Vec::new();
@@ -261,10 +261,10 @@ fn named<'a>(root: &Section<'a>, key: &str) -> Vec<(&'a str, &'a super::section:
         if !(1..=64).contains(&name.get_ref().len()) || !name.get_ref().chars().all(allowed) {
             root.report.add(
                 &name.span(),
-                Fault::new(format!(
+                fault!(
                     "{} is no name for a section of [{key}]",
                     quoted_key(name.get_ref())
-                ))
+                )
                 .hint("names have 1 to 64 characters out of A-Z a-z 0-9 _ . -"),
             );
         }
@@ -314,10 +314,11 @@ fn check_loops(reads: &[listener::Read], upstreams: &[Upstream], report: &Report
         let read = &reads[found.listener];
         report.add(
             &read.bind_spans[found.bind],
-            Fault::new(format!(
+            fault!(
                 "the listener `{}` is its own backend: {}",
-                read.listener.name, found.way
-            ))
+                read.listener.name,
+                found.way
+            )
             .hint("each session would begin the next, without end: name the address of the server"),
         );
     }
@@ -351,7 +352,7 @@ fn check_upstream_names(root: &Section<'_>, listeners: &[listener::Read], report
         };
         report.add(
             span,
-            Fault::new(format!("there is no upstream {}", quoted_key(name))).hint(hint),
+            fault!("there is no upstream {}", quoted_key(name)).hint(hint),
         );
     }
 }

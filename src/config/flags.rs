@@ -15,7 +15,7 @@ use crate::{
         file,
         text::{
             problem::Problems,
-            report::{Fault, Report, Source, Span},
+            report::{Report, Source, Span, fault},
         },
     },
     plan::Plan,
@@ -65,7 +65,7 @@ pub fn from_flags(flags: &Flags) -> Result<Plan, Problems> {
     for (flag, missing) in [("--listen", listen.is_empty()), ("--to", to.is_empty())] {
         if missing {
             report.add_whole(
-                Fault::new(format!("`{flag}` is missing"))
+                fault!("`{flag}` is missing")
                     .hint("as in: tembuku run --listen 0.0.0.0:6379 --to 10.0.0.1:6379"),
             );
         }

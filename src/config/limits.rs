@@ -6,7 +6,10 @@ use super::{
 };
 use crate::{
     config::{
-        text::{report::Fault, suggestions::found},
+        text::{
+            report::{Fault, fault},
+            suggestions::found,
+        },
         value::rate,
     },
     plan::{Bandwidth, Listener, Rate, SourcePrefix},
@@ -42,7 +45,7 @@ fn read_bandwidth(key: &'static str, section: &Section<'_>) -> Bandwidth {
     };
     if !value.get_ref().is_table() {
         let what = found(value.get_ref());
-        let fault = Fault::new(format!("`{key}` must be a table, not {what}"))
+        let fault = fault!("`{key}` must be a table, not {what}")
             .hint("as in { up = \"1m\", down = \"10m\" }, bytes in a second");
         section.report.add(&value.span(), fault);
         return Bandwidth::default();
@@ -62,7 +65,7 @@ fn read_source_prefix(section: &Section<'_>) -> SourcePrefix {
         None => None,
         Some(value) if !value.get_ref().is_table() => {
             let what = found(value.get_ref());
-            let fault = Fault::new(format!("`source_prefix` must be a table, not {what}"))
+            let fault = fault!("`source_prefix` must be a table, not {what}")
                 .hint("as in { v4 = 24, v6 = 56 }");
             section.report.add(&value.span(), fault);
             None

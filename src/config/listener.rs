@@ -17,7 +17,7 @@ use super::{
 use crate::{
     config::{
         text::{
-            report::{Fault, Report, Span},
+            report::{Fault, Report, Span, fault},
             suggestions::found,
         },
         value::{access, access_log, address, unix_file},
@@ -209,10 +209,10 @@ fn read_idle_timeout(name: &str, is_udp: bool, section: &Section<'_>) -> Option<
         if !is_udp || section.is_defaults() || idle >= SHORTEST_IDLE {
             return Ok(());
         }
-        Err(Fault::new(format!(
+        Err(fault!(
             "nothing else ends the flows of the UDP listener `{name}`: it must be at least \
              1ms{of_its_own}"
-        )))
+        ))
     });
     Some(timeout).filter(|timeout| is_udp || !timeout.is_zero())
 }
@@ -224,15 +224,15 @@ fn check_binds(listener: &Listener, spans: &[Span], section: &Section<'_>) {
         let (name, text) = (&listener.name, &bind.text);
         let fault = match listener.protocol {
             // Connections are made to one machine.
-            Protocol::Tcp if bind.addrs.iter().any(address::is_to_many) => Fault::new(format!(
+            Protocol::Tcp if bind.addrs.iter().any(address::is_to_many) => fault!(
                 "the listener `{name}` cannot bind {text:?}: connections do not come to an \
                  address of many machines"
-            ))
+            )
             .hint("write an address of this machine, or protocol = \"udp\" for datagrams"),
-            Protocol::Udp(_) if bind.addrs.iter().any(is_unix) => Fault::new(format!(
+            Protocol::Udp(_) if bind.addrs.iter().any(is_unix) => fault!(
                 "the UDP listener `{name}` cannot bind {text:?}: a unix socket is for protocol = \
                  \"tcp\""
-            ))
+            )
             .hint("datagrams arrive at \"IPV4:PORT\" or \"[IPV6]:PORT\""),
             Protocol::Tcp | Protocol::Udp(_) => continue,
         };
@@ -259,10 +259,8 @@ pub(super) fn check_collisions(listeners: &[Read], admin: Vec<(Addr, Span)>, rep
                     let addr = show(addr);
                     report.add(
                         span,
-                        Fault::new(format!(
-                            "`{name}` binds {addr}, which is bound by {other} already"
-                        ))
-                        .hint("give one of the two another port or address"),
+                        fault!("`{name}` binds {addr}, which is bound by {other} already")
+                            .hint("give one of the two another port or address"),
                     );
                 }
                 // Two ranges may share a thousand ports: one message is enough.
@@ -283,10 +281,8 @@ pub(super) fn check_collisions(listeners: &[Read], admin: Vec<(Addr, Span)>, rep
         };
         report.add(
             &span,
-            Fault::new(format!(
-                "[admin] listens on {shown}, which is bound by {other} already"
-            ))
-            .hint(format!("give one of the two another {another}")),
+            fault!("[admin] listens on {shown}, which is bound by {other} already")
+                .hint(format!("give one of the two another {another}")),
         );
     }
 }
@@ -338,10 +334,8 @@ fn read_bind(section: &Section<'_>) -> (Vec<Bind>, Vec<Span>) {
         let most = address::MOST_PORTS;
         section.report.add(
             &value.span(),
-            Fault::new(format!(
-                "`bind` stands for {ports} addresses; a listener may have {most}"
-            ))
-            .hint("share them out over several listeners"),
+            fault!("`bind` stands for {ports} addresses; a listener may have {most}")
+                .hint("share them out over several listeners"),
         );
     }
     (binds, spans)
@@ -384,11 +378,11 @@ fn check_send_proxy(listener: &Listener, section: &Section<'_>) {
     if let (Protocol::Udp(_), Some(SendProxy::V1)) = (listener.protocol, listener.send_proxy)
         && let Some(value) = section.own("send_proxy")
     {
-        let fault = Fault::new(format!(
+        let fault = fault!(
             "send_proxy = \"v1\" cannot be used for the UDP listener `{}`: version 1 knows no \
              datagrams",
             listener.name
-        ))
+        )
         .hint("write send_proxy = \"v2\", for backends that expect it");
         section.report.add(&value.span(), fault);
     }
@@ -486,10 +480,10 @@ fn read_user_timeout(section: &Section<'_>, keepalive: Option<Keepalive>) -> Opt
             return Err(Fault::new("it must be whole milliseconds, or \"auto\""));
         }
         if timeout > MOST_USER_TIMEOUT {
-            return Err(Fault::new(format!(
+            return Err(fault!(
                 "it must be at most \"{}ms\", which is nearly 25 days, or \"auto\"",
                 MOST_USER_TIMEOUT.as_millis()
-            )));
+            ));
         }
         Ok(())
     };

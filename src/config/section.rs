@@ -19,7 +19,7 @@ use crate::config::{
         synonyms,
     },
     text::{
-        report::{Fault, Report, Span},
+        report::{Fault, Report, Span, fault},
         suggestions::{found, list, nearest, number_text, quoted_key, shorten},
     },
     value::{duration, size},
@@ -55,7 +55,7 @@ impl<'a> Section<'a> {
             let name = key.get_ref().as_ref();
             if !keys.contains(name) {
                 let key_text = quoted_key(name);
-                let fault = Fault::new(format!("unknown key {key_text} in {}", keys.label));
+                let fault = fault!("unknown key {key_text} in {}", keys.label);
                 report.add(&key.span(), fault.hint(keys.advice(name)));
             }
         }
@@ -79,11 +79,11 @@ impl<'a> Section<'a> {
             None => {
                 report.add(
                     &value.span(),
-                    Fault::new(format!(
+                    fault!(
                         "{} must be a table, not {}",
                         keys.label,
                         found(value.get_ref())
-                    ))
+                    )
                     .hint(instead_of_value(keys)),
                 );
                 None
@@ -114,10 +114,8 @@ impl<'a> Section<'a> {
     }
 
     pub(super) fn missing(&self, key: &str, hint: &str) {
-        self.report.add(
-            &self.header,
-            Fault::new(format!("`{key}` is missing")).hint(hint),
-        );
+        self.report
+            .add(&self.header, fault!("`{key}` is missing").hint(hint));
     }
 
     /// Whether the table holds defaults: there nothing is missing, and keys may be for others.
@@ -190,10 +188,10 @@ impl<'a> Section<'a> {
             return default;
         };
         value.get_ref().as_bool().unwrap_or_else(|| {
-            let mut fault = Fault::new(format!(
+            let mut fault = fault!(
                 "`{key}` must be true or false, not {}",
                 found(value.get_ref())
-            ));
+            );
             if let Some(word @ ("true" | "false")) = value.get_ref().as_str() {
                 fault = fault.hint(format!("write {word} without quotes"));
             }
@@ -228,15 +226,11 @@ impl<'a> Section<'a> {
                     .and_then(|number| T::try_from(number).ok())
                 {
                     Some(number) => return number,
-                    None => Fault::new(format!(
-                        "{}, not {}",
-                        expected(),
-                        shorten(&integer.to_string())
-                    )),
+                    None => fault!("{}, not {}", expected(), shorten(&integer.to_string())),
                 }
             }
             other => {
-                let fault = Fault::new(format!("{}, not {}", expected(), found(other)));
+                let fault = fault!("{}, not {}", expected(), found(other));
                 match other.as_str().map(|text| text.trim().parse::<i128>()) {
                     Some(Ok(number)) if range.contains(&number) => {
                         fault.hint(format!("write {number} without quotes"))
@@ -301,10 +295,10 @@ impl<'a> Section<'a> {
             DeValue::Integer(_) | DeValue::Float(_) => {
                 bare_number(key, &number_text(value.get_ref()), check)
             }
-            other => Fault::new(format!(
+            other => fault!(
                 "`{key}` must be a duration like \"10s\", not {}",
                 found(other)
-            )),
+            ),
         };
         self.report.add(&value.span(), fault.or_hint(hint));
         None
@@ -331,15 +325,10 @@ impl<'a> Section<'a> {
             },
             DeValue::Integer(_) => {
                 let number = shorten(&number_text(value.get_ref()));
-                Fault::new(format!(
-                    "`{key}` must be a size as text, not the bare number {number}"
-                ))
-                .hint(format!("write \"{number}\" for bytes"))
+                fault!("`{key}` must be a size as text, not the bare number {number}")
+                    .hint(format!("write \"{number}\" for bytes"))
             }
-            other => Fault::new(format!(
-                "`{key}` must be a size like \"64k\", not {}",
-                found(other)
-            )),
+            other => fault!("`{key}` must be a size like \"64k\", not {}", found(other)),
         };
         self.report.add(
             &value.span(),
@@ -359,7 +348,7 @@ impl<'a> Section<'a> {
         let value = self.get(key)?;
         if let DeValue::Boolean(_) | DeValue::Integer(_) | DeValue::Float(_) = value.get_ref() {
             let found = found(value.get_ref());
-            let fault = Fault::new(format!("`{key}` must be a word, not {found}"));
+            let fault = fault!("`{key}` must be a word, not {found}");
             let quoted = words.iter().map(|word| format!("\"{word}\""));
             let quoted = quoted.collect::<Vec<_>>().join(", ");
             self.report
@@ -379,10 +368,7 @@ impl<'a> Section<'a> {
     ) -> Option<&'static str> {
         let found = words.iter().find(|word| *word == text);
         if found.is_none() {
-            let fault = Fault::new(format!(
-                "`{key}` has no value {}",
-                shorten(&format!("{text:?}"))
-            ));
+            let fault = fault!("`{key}` has no value {}", shorten(&format!("{text:?}")));
             let hint = match (synonyms::of_value(key, text, words), nearest(text, words)) {
                 (Some(hint), _) => hint.to_owned(),
                 (None, Some(near)) => format!("did you mean \"{near}\"?"),
@@ -405,7 +391,7 @@ impl<'a> Section<'a> {
             DeValue::Array(items) if items.is_empty() => {
                 self.report.add(
                     &value.span(),
-                    Fault::new(format!("`{key}` is an empty list")).hint("give at least one"),
+                    fault!("`{key}` is an empty list").hint("give at least one"),
                 );
                 None
             }
@@ -423,10 +409,7 @@ impl<'a> Section<'a> {
         let value = self.get(key)?;
         let list = value.get_ref().as_array();
         if list.is_none() {
-            let mut fault = Fault::new(format!(
-                "`{key}` must be a list, not {}",
-                found(value.get_ref())
-            ));
+            let mut fault = fault!("`{key}` must be a list, not {}", found(value.get_ref()));
             if let Some(text) = value.get_ref().as_str() {
                 fault = fault.hint(format!("write [{}]", shorten(&format!("{text:?}"))));
             }
@@ -439,10 +422,7 @@ impl<'a> Section<'a> {
     pub(super) fn as_text(&self, key: &str, value: &'a Value<'a>) -> Option<Text<'a>> {
         let text = value.get_ref().as_str();
         if text.is_none() {
-            let mut fault = Fault::new(format!(
-                "`{key}` must be text, not {}",
-                found(value.get_ref())
-            ));
+            let mut fault = fault!("`{key}` must be text, not {}", found(value.get_ref()));
             if let DeValue::Integer(_) = value.get_ref()
                 && let Some(text) = text_for_number(key, &number_text(value.get_ref()))
             {
@@ -499,10 +479,10 @@ fn bare_number(
     number: &str,
     check: impl FnOnce(Duration) -> Result<(), Fault>,
 ) -> Fault {
-    let fault = Fault::new(format!(
+    let fault = fault!(
         "`{key}` must be a duration with a unit, not the bare number {}",
         shorten(number)
-    ));
+    );
     let Ok(seconds) = duration::parse(&format!("{number}s")) else {
         return fault;
     };

@@ -10,7 +10,7 @@ use crate::{
     config::{
         keys::applies::NoEffect,
         text::{
-            report::Fault,
+            report::fault,
             suggestions::{found, nearest},
         },
     },
@@ -98,7 +98,7 @@ fn read_action(key: &str, default: SessionAction, section: &Section<'_>) -> Sess
     };
     let values: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
     let hint = format!("one of: {}, {{ close_after = \"30s\" }}", values.join(", "));
-    let unknown = |text| Fault::new(format!("`{key}` has no value {text:?}"));
+    let unknown = |text| fault!("`{key}` has no value {text:?}");
     let fault = match value.get_ref().as_str() {
         Some("keep") => return SessionAction::Keep,
         Some("move") if moves => return SessionAction::Move,
@@ -112,7 +112,7 @@ fn read_action(key: &str, default: SessionAction, section: &Section<'_>) -> Sess
         }),
         None => {
             let what = found(value.get_ref());
-            Fault::new(format!("`{key}` must be a word or a table, not {what}")).hint(hint)
+            fault!("`{key}` must be a word or a table, not {what}").hint(hint)
         }
     };
     section.report.add(&value.span(), fault);

@@ -19,7 +19,7 @@ use crate::{
         references::References,
         session_actions,
         text::{
-            report::{Fault, Report},
+            report::{Fault, Report, fault},
             suggestions::found,
         },
         value::{address, hash_key},
@@ -179,10 +179,10 @@ fn read_hash_key(section: &Section<'_>) -> HashKey {
 fn check_bound(keys: &UpstreamKeys, section: &Section<'_>) {
     let percent = keys.hash_balance_factor;
     if let (1..=100, Some(value)) = (percent, section.get("hash_balance_factor")) {
-        let fault = Fault::new(format!(
+        let fault = fault!(
             "`hash_balance_factor` = {percent} leaves no capacity for one more session: it must be \
                          above 100"
-        ))
+        )
         .hint("125 lets a backend hold a quarter more than its share; 0 turns it off");
         section.report.add(&value.span(), fault);
     }
@@ -192,10 +192,10 @@ fn check_send_proxy(keys: &UpstreamKeys, section: &Section<'_>, references: &Ref
     if let (Some(listener), ProxyVersion::V1) = (&references.udp_that_inherits, keys.send_proxy)
         && let Some(value) = section.get("send_proxy")
     {
-        let fault = Fault::new(format!(
+        let fault = fault!(
             "send_proxy = \"v1\" cannot be used for the UDP listener `{listener}`: version 1 \
              knows no datagrams"
-        ))
+        )
         .hint("write send_proxy = \"v2\", for backends that expect it");
         section.report.add(&value.span(), fault);
     }
@@ -221,12 +221,10 @@ fn read_backends(section: &Section<'_>, references: &References) -> Vec<Backend>
         if !seen.insert(address.text) {
             section.report.add(
                 &address.span,
-                Fault::new(format!("the backend {:?} is listed twice", address.text)).hint(
-                    format!(
-                        "to send it a larger share, list it once: {{ address = {:?}, weight = 2 }}",
-                        address.text
-                    ),
-                ),
+                fault!("the backend {:?} is listed twice", address.text).hint(format!(
+                    "to send it a larger share, list it once: {{ address = {:?}, weight = 2 }}",
+                    address.text
+                )),
             );
         }
         check_backend_address(&backend, &address, section, references);
@@ -310,10 +308,10 @@ fn check_backend_address(
     };
     let takes_connections = references.tcp || references.udp.is_none();
     if address::is_to_many(addr) && takes_connections && !references.unsure {
-        let fault = Fault::new(format!(
+        let fault = fault!(
             "the backend {:?} cannot take connections: it is an address of many machines",
             address.text
-        ))
+        )
         .hint("give it the address of one server; only UDP listeners may send to many");
         section.report.add(&address.span, fault);
     }
@@ -321,11 +319,11 @@ fn check_backend_address(
     if let (Some(listener), Addr::Unix(path)) = (&references.udp, addr)
         && !path.as_os_str().is_empty()
     {
-        let fault = Fault::new(format!(
+        let fault = fault!(
             "the UDP listener `{listener}` cannot use the backend {:?}: there is no UDP over a \
              unix socket",
             address.text
-        ))
+        )
         .hint("give it an address with a port, or give the listener an upstream of its own");
         section.report.add(&address.span, fault);
     }
@@ -378,10 +376,8 @@ fn check_backends(upstream: &Upstream, section: &Section<'_>) {
         };
         section.report.add(
             &value.span(),
-            Fault::new(format!(
-                "the weights add up to {sum}; consistent_hash takes {MOST_RING_WEIGHT}"
-            ))
-            .hint(hint),
+            fault!("the weights add up to {sum}; consistent_hash takes {MOST_RING_WEIGHT}")
+                .hint(hint),
         );
     }
 }
@@ -391,10 +387,10 @@ fn check_maglev(upstream: &Upstream, value: &Value<'_>, section: &Section<'_>) {
     if matches!(upstream.balance, Balance::Maglev(..)) && count > MOST_MAGLEV_BACKENDS {
         section.report.add(
             &value.span(),
-            Fault::new(format!(
+            fault!(
                 "{count} backends; maglev takes {MOST_MAGLEV_BACKENDS}, so that each has slots \
                  enough"
-            ))
+            )
             .hint("use balance = \"consistent_hash\", or share them out over several upstreams"),
         );
     }

@@ -5,7 +5,10 @@ use regex::bytes::Regex;
 use crate::{
     config::{
         section::{Section, Text},
-        text::{report::Fault, suggestions::shorten},
+        text::{
+            report::{Fault, fault},
+            suggestions::shorten,
+        },
     },
     plan::Expect,
 };
@@ -18,8 +21,7 @@ pub(crate) fn report_both(section: &Section<'_>, keys: &[&str]) {
     {
         section.report.add(
             &value.span(),
-            Fault::new(format!("`{first}` and `{second}` set the same thing"))
-                .hint("keep one of the two"),
+            fault!("`{first}` and `{second}` set the same thing").hint("keep one of the two"),
         );
     }
 }
@@ -37,16 +39,16 @@ pub(crate) fn read(section: &Section<'_>, keys: &[&str]) -> Option<Vec<u8>> {
     if bytes.as_ref().is_some_and(Vec::is_empty) {
         section.report.add(
             &span,
-            Fault::new(format!("`{key}` is empty")).hint("leave it out, or give it a value"),
+            fault!("`{key}` is empty").hint("leave it out, or give it a value"),
         );
     }
     if bytes.is_none() {
         section.report.add(
             &span,
-            Fault::new(format!(
+            fault!(
                 "`{key}` must be pairs of hexadecimal digits, not {}",
                 shorten(&format!("{text:?}"))
-            ))
+            )
             .hint("as in \"50 49 4e 47 0d 0a\"; blanks do not count"),
         );
     }
@@ -104,7 +106,7 @@ pub(crate) fn read_expect(section: &Section<'_>) -> Expect {
                 .to_owned();
             section.report.add(
                 &span,
-                Fault::new(format!("`expect_regex` is no regular expression: {why}"))
+                fault!("`expect_regex` is no regular expression: {why}")
                     .hint("see https://docs.rs/regex/#syntax; for plain text use `expect`"),
             );
         }

@@ -5,7 +5,7 @@ use crate::{
         keys::check::query_types,
         section::{Section, Text},
         text::{
-            report::Fault,
+            report::{Fault, fault},
             suggestions::{list, nearest, shorten},
         },
     },
@@ -42,11 +42,7 @@ fn read_query(section: &Section<'_>) -> String {
     if text != "." && !is_name(text) {
         section.report.add(
             &span,
-            Fault::new(format!(
-                "`query` = {} is no name",
-                shorten(&format!("{text:?}"))
-            ))
-            .hint(
+            fault!("`query` = {} is no name", shorten(&format!("{text:?}"))).hint(
                 "as in \"www.example.com\", characters beyond ASCII as xn--...; \".\" is the root",
             ),
         );
@@ -76,14 +72,12 @@ fn read_rcode(section: &Section<'_>) -> Vec<Rcode> {
             Some(rcode) => accepted.push(rcode),
             None => section.report.add(
                 &span,
-                Fault::new(format!(
-                    "`rcode` has no value {}",
-                    shorten(&format!("{text:?}"))
-                ))
-                .hint(match nearest(text, &words) {
-                    Some(near) => format!("did you mean {near:?}?"),
-                    None => format!("one or more of: {}", list(words.iter().copied())),
-                }),
+                fault!("`rcode` has no value {}", shorten(&format!("{text:?}"))).hint(
+                    match nearest(text, &words) {
+                        Some(near) => format!("did you mean {near:?}?"),
+                        None => format!("one or more of: {}", list(words.iter().copied())),
+                    },
+                ),
             ),
         }
     }

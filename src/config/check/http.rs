@@ -3,7 +3,7 @@
 use crate::{
     config::{
         section::{Section, Text},
-        text::{report::Fault, suggestions::shorten},
+        text::{report::fault, suggestions::shorten},
     },
     plan::CheckKind,
 };
@@ -23,10 +23,10 @@ fn read_path(section: &Section<'_>) -> String {
     if !text.starts_with('/') || !text.bytes().all(|b| b.is_ascii_graphic()) {
         section.report.add(
             &span,
-            Fault::new(format!(
+            fault!(
                 "`path` = {} is no path of a URL",
                 shorten(&format!("{text:?}"))
-            ))
+            )
             .hint("it begins with / and has no blanks: write %20 for one"),
         );
     }
@@ -39,11 +39,7 @@ fn read_host(section: &Section<'_>) -> Option<String> {
     if text.is_empty() || !text.bytes().all(allowed) {
         section.report.add(
             &span,
-            Fault::new(format!(
-                "`host` = {} is no host",
-                shorten(&format!("{text:?}"))
-            ))
-            .hint(
+            fault!("`host` = {} is no host", shorten(&format!("{text:?}"))).hint(
                 "as in \"www.example.com\" or \"www.example.com:8080\"; left out, it is \
                     the address that is asked",
             ),
@@ -70,10 +66,10 @@ fn read_status(section: &Section<'_>) -> Vec<(u16, u16)> {
             (Some(first), Some(last)) if first <= last => ranges.push((first, last)),
             _ => section.report.add(
                 &span,
-                Fault::new(format!(
+                fault!(
                     "`status` = {} is no status or range of them",
                     shorten(&format!("{text:?}"))
-                ))
+                )
                 .hint("as in \"200\", \"200-299\" or [\"200\", \"301-308\"], from 100 to 599"),
             ),
         }

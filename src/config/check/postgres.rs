@@ -4,7 +4,10 @@ use crate::{
     config::{
         check::login::{read_max_lag, read_password, read_replicating},
         section::{Section, Text},
-        text::{report::Fault, suggestions::shorten},
+        text::{
+            report::{Fault, fault},
+            suggestions::shorten,
+        },
     },
     plan::{Addr, CheckAt, CheckKind, LagLimit, Login, Target, Tls, Upstream},
 };
@@ -68,9 +71,9 @@ pub(crate) fn check_tls(upstream: &Upstream, section: &Section<'_>) {
             }
         }
     };
-    let fault = Fault::new(format!(
+    let fault = fault!(
         "`tls` cannot be had from {fault}: PostgreSQL does not speak it over a unix socket"
-    ))
+    )
     .hint(
         "leave `tls` out: nothing that is sent there leaves the machine; or check over TCP with \
         `address`, as in \"10.0.0.1:5432\"",
@@ -84,8 +87,7 @@ fn read_name(section: &Section<'_>, key: &str) -> Option<String> {
         let shown = shorten(&format!("{text:?}"));
         section.report.add(
             &span,
-            Fault::new(format!("`{key}` = {shown} is no name in a database"))
-                .hint("as in \"tembuku\""),
+            fault!("`{key}` = {shown} is no name in a database").hint("as in \"tembuku\""),
         );
     }
     Some(text.to_owned())

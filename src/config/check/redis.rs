@@ -4,7 +4,7 @@ use crate::{
     config::{
         check::login::{read_max_lag, read_password, read_replicating},
         section::{Section, Text},
-        text::{report::Fault, suggestions::shorten},
+        text::{report::fault, suggestions::shorten},
     },
     plan::{CheckKind, Role, Version},
 };
@@ -28,8 +28,8 @@ fn read_version(section: &Section<'_>) -> Option<Version> {
     let version = Version::read(text);
     if version.is_none() {
         let shown = shorten(&format!("{text:?}"));
-        let fault = Fault::new(format!("`min_version` = {shown} is no version"))
-            .hint("as in \"7.0\" or \"7.0.15\"");
+        let fault =
+            fault!("`min_version` = {shown} is no version").hint("as in \"7.0\" or \"7.0.15\"");
         section.report.add(&span, fault);
     }
     version

@@ -5,7 +5,7 @@ use crate::{
         check::path::read_absolute,
         keys::words::TlsMode,
         section::{Section, Text},
-        text::report::Fault,
+        text::report::fault,
     },
     plan::Tls,
 };
@@ -30,10 +30,7 @@ fn read_name(section: &Section<'_>) -> Option<String> {
     let Text { text, span } = section.text("tls_name")?;
     // An address is a name, too.
     if ServerName::try_from(text).is_err() {
-        let fault = Fault::new(format!(
-            "`tls_name` = {text:?} is no name for a certificate"
-        ))
-        .hint(
+        let fault = fault!("`tls_name` = {text:?} is no name for a certificate").hint(
             "the name or address in the server's certificate, without a port, as in \
                 \"db.example.com\"",
         );

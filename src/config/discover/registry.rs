@@ -5,7 +5,7 @@ use crate::{
     config::{
         check::{dns, read_password},
         section::{Section, Text},
-        text::{report::Fault, suggestions::shorten},
+        text::{report::fault, suggestions::shorten},
         value::url::Url,
     },
     plan::DiscoverSource,
@@ -35,7 +35,7 @@ pub(super) fn read_srv(section: &Section<'_>) -> Option<DiscoverSource> {
         && !dns::is_name(text)
     {
         let shown = shorten(&format!("{text:?}"));
-        let fault = Fault::new(format!("`name` = {shown} is no name of DNS"));
+        let fault = fault!("`name` = {shown} is no name of DNS");
         section.report.add(&span, fault.hint(NAME));
     }
     let nameservers = read_nameservers(section);
@@ -114,7 +114,7 @@ pub(super) fn read_kubernetes(section: &Section<'_>) -> Option<DiscoverSource> {
         && !text.is_empty()
     {
         let shown = shorten(&format!("{text:?}"));
-        let fault = Fault::new(format!("`service` = {shown} is not NAMESPACE/NAME"));
+        let fault = fault!("`service` = {shown} is not NAMESPACE/NAME");
         section.report.add(&span, fault.hint(SERVICE));
     }
     let url = section
@@ -145,7 +145,7 @@ fn read_url(text: &Text<'_>, section: &Section<'_>) -> Option<String> {
         && !text.text.is_empty()
     {
         let shown = shorten(&format!("{:?}", text.text));
-        let fault = Fault::new(format!("{shown}: {e}")).hint(URL);
+        let fault = fault!("{shown}: {e}").hint(URL);
         section.report.add(&text.span, fault);
     }
     url.is_ok().then(|| text.text.to_owned())
@@ -164,8 +164,8 @@ fn read_headers(section: &Section<'_>) -> Vec<(String, String)> {
         });
         if valid.is_none() {
             let shown = shorten(&format!("{:?}", text.text));
-            let fault = Fault::new(format!("{shown} is no header"))
-                .hint("as in \"Authorization: Bearer TOKEN\"");
+            let fault =
+                fault!("{shown} is no header").hint("as in \"Authorization: Bearer TOKEN\"");
             section.report.add(&text.span, fault);
         }
         valid.map(|(name, value)| (name.to_owned(), value.to_owned()))
@@ -181,7 +181,7 @@ fn read_nameservers(section: &Section<'_>) -> Vec<SocketAddr> {
         let server = with_port.or_else(|| Some(SocketAddr::new(alone()?, PORT)));
         if server.is_none() {
             let shown = shorten(&format!("{:?}", text.text));
-            let fault = Fault::new(format!("{shown} is no address of a name server"))
+            let fault = fault!("{shown} is no address of a name server")
                 .hint("as in \"10.0.0.2:53\" or \"[2001:db8::2]:53\"");
             section.report.add(&text.span, fault);
         }

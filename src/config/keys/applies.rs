@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::words::PolicyName;
-use crate::config::text::report::Fault;
+use crate::config::text::report::{Fault, fault};
 
 /// What a key needs to have an effect.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -127,6 +127,6 @@ impl NoEffect {
 
     /// `what`: the key, in backticks.
     pub(crate) fn fault(&self, what: &str) -> Fault {
-        Fault::new(format!("{what} does nothing {}", self.why)).hint(self.hint.clone())
+        fault!("{what} does nothing {}", self.why).hint(self.hint.clone())
     }
 }

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use super::{applies::Applies, scalar::Scalar};
 use crate::config::{
-    text::{quote::quoted, report::Fault},
+    text::{
+        quote::quoted,
+        report::{Fault, fault},
+    },
     value::{duration, size},
 };
 
@@ -46,10 +49,9 @@ impl Rule {
     pub(crate) fn check(self, duration: Duration) -> Result<(), Fault> {
         match self {
             Self::AboveZero if duration.is_zero() => Err(Fault::new("it must be longer than zero")),
-            Self::AtLeast(least) if duration < least => Err(Fault::new(format!(
-                "it must be at least {}",
-                duration::format(least)
-            ))),
+            Self::AtLeast(least) if duration < least => {
+                Err(fault!("it must be at least {}", duration::format(least)))
+            }
             Self::WholeSeconds
                 if duration.subsec_nanos() != 0 || !(1..=32_767).contains(&duration.as_secs()) =>
             {

@@ -25,6 +25,12 @@ pub(crate) struct Fault {
     pub(crate) hint: Option<String>,
 }
 
+/// A fault with a message that is formatted.
+macro_rules! fault {
+    ($($message:tt)*) => { $crate::config::text::report::Fault::new(format!($($message)*)) };
+}
+pub(crate) use fault;
+
 impl Fault {
     pub(crate) fn new(message: impl Into<String>) -> Self {
         Self {
@@ -128,7 +134,7 @@ impl Report {
         let more = found.len().saturating_sub(MOST_PROBLEMS);
         if more > 0 {
             found.truncate(MOST_PROBLEMS);
-            let fault = Fault::new(format!("{more} more problems are not shown"));
+            let fault = fault!("{more} more problems are not shown");
             found.push((None, fault.hint("correct those above first")));
         }
         let lines = Lines::of(source.text);
@@ -282,7 +288,7 @@ mod tests {
             "x y\"\\".repeat(1 << 18),
             "ü ".repeat(1 << 19),
         ] {
-            let fault = Fault::new(format!("`key` = {value:?} is wrong"))
+            let fault = fault!("`key` = {value:?} is wrong")
                 .hint(format!("write {value:?} and {value:?}"))
                 .printable();
             let (begin, end) = ("`key` = \"", "\" is wrong");
@@ -292,9 +298,7 @@ mod tests {
                 assert!(text.chars().count() < 250 && text.contains('…'), "{text}");
             }
             // Without quotes as well.
-            let text = Fault::new(format!("`{value}` is wrong"))
-                .printable()
-                .message;
+            let text = fault!("`{value}` is wrong").printable().message;
             assert!(text.chars().count() <= MOST_OF_MESSAGE, "{text}");
             assert!(text.ends_with(" is wrong"), "{text}");
         }

@@ -3,7 +3,7 @@
 use crate::{
     config::{
         section::{Section, Text},
-        text::{report::Fault, suggestions::nearest},
+        text::{report::fault, suggestions::nearest},
     },
     plan::AccessLog,
 };
@@ -50,10 +50,10 @@ fn read_log(
         // from.
         text if !text.contains('/') => {
             let allowed: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
-            Fault::new(format!(
+            fault!(
                 "`{key}` must be {} or a path, not {text:?}",
                 allowed.join(", ")
-            ))
+            )
             .hint(match nearest(text, words) {
                 Some(near) => {
                     format!("did you mean \"{near}\"? A file of that name is \"./{text}\"")
@@ -61,12 +61,10 @@ fn read_log(
                 None => format!("for a file of that name write \"./{text}\""),
             })
         }
-        text if text.ends_with('/') => {
-            Fault::new(format!("`{key}` = {text:?} names a directory, not a file"))
-                .hint("add the name of the file")
-        }
+        text if text.ends_with('/') => fault!("`{key}` = {text:?} names a directory, not a file")
+            .hint("add the name of the file"),
         text if text.contains('\0') => {
-            Fault::new(format!("the path in `{key}` holds a zero byte")).hint("take it out")
+            fault!("the path in `{key}` holds a zero byte").hint("take it out")
         }
         text => return Some(AccessLog::File(PathBuf::from(text))),
     };

@@ -10,7 +10,7 @@ use std::{
 
 use super::host::{self, Host};
 use crate::{
-    config::text::report::Fault,
+    config::text::report::{Fault, fault},
     plan::{Addr, Target},
 };
 
@@ -42,22 +42,18 @@ fn read_bind(text: &str) -> Result<Vec<Addr>, Fault> {
         Some((first, last)) => (number(text, first)?, number(text, last)?),
     };
     if first > last {
-        return Err(
-            Fault::new(format!("the port range of {text:?} is the wrong way round"))
-                .hint(format!("write {last}-{first}")),
-        );
+        return Err(fault!("the port range of {text:?} is the wrong way round")
+            .hint(format!("write {last}-{first}")));
     }
     if first == 0 && last > 0 {
-        return Err(
-            Fault::new(format!("the port range of {text:?} begins with 0"))
-                .hint("port 0 lets the kernel choose one; a range begins at 1"),
-        );
+        return Err(fault!("the port range of {text:?} begins with 0")
+            .hint("port 0 lets the kernel choose one; a range begins at 1"));
     }
     if usize::from(last - first) >= MOST_PORTS {
-        return Err(Fault::new(format!(
+        return Err(fault!(
             "{text:?} stands for {} ports; a listener may have {MOST_PORTS}",
             usize::from(last - first) + 1
-        ))
+        )
         .hint("share them out over several listeners"));
     }
     Ok((first..=last)
@@ -93,15 +89,16 @@ fn read_admin(text: &str) -> Result<SocketAddr, Fault> {
 pub(crate) fn admin_socket(text: &str) -> Result<PathBuf, Fault> {
     const EXAMPLE: &str = "as in \"/run/tembuku/admin.sock\"";
     let fault = match text.strip_prefix("unix:") {
-        Some(path) => Fault::new(format!("`socket` is a path, not the address {text:?}"))
-            .hint(format!("write {path:?}")),
+        Some(path) => {
+            fault!("`socket` is a path, not the address {text:?}").hint(format!("write {path:?}"))
+        }
         None if text.starts_with('/') => {
             return unix(text, text).map_err(|fault| fault.or_hint(EXAMPLE));
         }
         None if text.contains('/') || !text.contains(':') => {
-            Fault::new(format!("`socket` = {text:?} is no absolute path"))
+            fault!("`socket` = {text:?} is no absolute path")
         }
-        None => Fault::new(format!("`socket` is a path, not the address {text:?}"))
+        None => fault!("`socket` is a path, not the address {text:?}")
             .hint(format!("write listen = {text:?}")),
     };
     Err(fault.or_hint(EXAMPLE))
@@ -118,7 +115,7 @@ fn read_target(text: &str) -> Result<Target, Fault> {
         Split::Inet(host, port) => (host, port),
     };
     if host == "*" {
-        return Err(Fault::new(format!("{text:?} is no address to connect to")));
+        return Err(fault!("{text:?} is no address to connect to"));
     }
     let host = match host::parse(text, host)? {
         Host::Ip(ip, zone) => {
@@ -132,9 +129,7 @@ fn read_target(text: &str) -> Result<Target, Fault> {
     }
     let port = number(text, port)?;
     if port == 0 {
-        return Err(Fault::new(format!(
-            "{text:?}: nothing can be reached at port 0"
-        )));
+        return Err(fault!("{text:?}: nothing can be reached at port 0"));
     }
     Ok(match host {
         Ok((ip, zone)) => Target::Addr(Addr::Tcp(socket_address(ip, zone, port))),
@@ -172,18 +167,18 @@ fn split<'a>(text: &'a str, any: &str) -> Result<Split<'a>, Fault> {
         return unix(text, path).map(Split::Unix);
     }
     if text.starts_with(['/', '.']) {
-        return Err(Fault::new(format!("{text:?} is a path"))
-            .hint(format!("for a unix socket write \"unix:{text}\"")));
+        return Err(
+            fault!("{text:?} is a path").hint(format!("for a unix socket write \"unix:{text}\""))
+        );
     }
     if let Some((_, rest)) = text.split_once("://") {
         let rest = rest.trim_end_matches('/');
         return Err(
-            Fault::new(format!("{text:?} is a URL; an address is host:port"))
-                .hint(format!("write {rest:?}")),
+            fault!("{text:?} is a URL; an address is host:port").hint(format!("write {rest:?}"))
         );
     }
     if text.contains(char::is_whitespace) {
-        let fault = Fault::new(format!("there is a blank in the address {text:?}"));
+        let fault = fault!("there is a blank in the address {text:?}");
         let (address, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
         let hint = match rest.trim() {
             "udp" => Some(format!("write \"{address}\", and protocol = \"udp\"")),
@@ -195,29 +190,27 @@ fn split<'a>(text: &'a str, any: &str) -> Result<Split<'a>, Fault> {
         return Err(Fault { hint, ..fault });
     }
     let missing_port = |host: &str| {
-        Fault::new(format!("the address {text:?} has no port"))
-            .hint(format!("write \"{host}:PORT\""))
+        fault!("the address {text:?} has no port").hint(format!("write \"{host}:PORT\""))
     };
 
     let (host, port) = if text.starts_with('[') {
         let Some(end) = text.find(']') else {
-            return Err(Fault::new(format!("the bracket in {text:?} is not closed"))
-                .hint("write \"[::1]:PORT\""));
+            return Err(
+                fault!("the bracket in {text:?} is not closed").hint("write \"[::1]:PORT\"")
+            );
         };
         let (host, rest) = text.split_at(end + 1);
         match rest.strip_prefix(':') {
             Some(port) => (host, port),
             None if rest.is_empty() => return Err(missing_port(host)),
             None => {
-                return Err(Fault::new(format!(
-                    "after the bracket of {text:?} comes :PORT"
-                )));
+                return Err(fault!("after the bracket of {text:?} comes :PORT"));
             }
         }
     } else {
         match text.matches(':').count() {
             0 if text.bytes().all(|b| b.is_ascii_digit()) => {
-                return Err(Fault::new(format!("the address {text:?} has no host"))
+                return Err(fault!("the address {text:?} has no host")
                     .hint(format!("write \"{any}:{text}\"")));
             }
             0 => return Err(missing_port(text)),
@@ -231,7 +224,7 @@ fn split<'a>(text: &'a str, any: &str) -> Result<Split<'a>, Fault> {
         } else {
             format!("write \"{any}:{port}\"")
         };
-        return Err(Fault::new(format!("the address {text:?} has no host")).hint(hint));
+        return Err(fault!("the address {text:?} has no host").hint(hint));
     }
     if port.is_empty() {
         return Err(missing_port(host));
@@ -246,15 +239,12 @@ fn unbracketed(text: &str) -> Fault {
     match head_is_ip {
         // Also where the whole is an IPv6 address: ::1:6379 is both, and a port was certainly
         // meant.
-        Some((head, port)) => Fault::new(format!("the IPv6 address in {text:?} needs brackets"))
+        Some((head, port)) => fault!("the IPv6 address in {text:?} needs brackets")
             .hint(format!("write \"[{head}]:{port}\"")),
         None if text.parse::<Ipv6Addr>().is_ok() => {
-            Fault::new(format!("the address {text:?} has no port"))
-                .hint(format!("write \"[{text}]:PORT\""))
+            fault!("the address {text:?} has no port").hint(format!("write \"[{text}]:PORT\""))
         }
-        None => Fault::new(format!(
-            "{text:?} has more than one colon, and is no IPv6 address in brackets"
-        )),
+        None => fault!("{text:?} has more than one colon, and is no IPv6 address in brackets"),
     }
 }
 
@@ -263,27 +253,24 @@ fn unix(text: &str, path: &str) -> Result<PathBuf, Fault> {
         return Err(Fault::new("the path of the unix socket is empty").hint("write \"unix:/path\""));
     }
     if !path.starts_with('/') {
-        return Err(Fault::new(format!(
-            "the path of the unix socket {text:?} is not absolute"
-        ))
-        .hint(format!(
-            "write \"unix:/{}\"",
-            path.trim_start_matches(['.', '/', '@'])
-        )));
+        return Err(
+            fault!("the path of the unix socket {text:?} is not absolute").hint(format!(
+                "write \"unix:/{}\"",
+                path.trim_start_matches(['.', '/', '@'])
+            )),
+        );
     }
     if path.contains('\0') {
         return Err(Fault::new("the path of the unix socket holds a zero byte"));
     }
     if path.ends_with('/') {
-        return Err(Fault::new(format!(
-            "{text:?} names a directory, not a socket"
-        )));
+        return Err(fault!("{text:?} names a directory, not a socket"));
     }
     if path.len() > LONGEST_UNIX_PATH {
-        return Err(Fault::new(format!(
+        return Err(fault!(
             "the path of the unix socket has {} bytes; the kernel takes {LONGEST_UNIX_PATH}",
             path.len()
-        )));
+        ));
     }
     Ok(PathBuf::from(path))
 }
@@ -292,7 +279,7 @@ fn unix(text: &str, path: &str) -> Result<PathBuf, Fault> {
 fn own_ip(text: &str, host: &str, port: &str) -> Result<(IpAddr, u32), Fault> {
     if host == "*" {
         return Err(
-            Fault::new(format!("{text:?}: `*` selects no address family")).hint(format!(
+            fault!("{text:?}: `*` selects no address family").hint(format!(
                 "write \"0.0.0.0:{port}\" for IPv4 or \"[::]:{port}\" for IPv6"
             )),
         );
@@ -300,22 +287,21 @@ fn own_ip(text: &str, host: &str, port: &str) -> Result<(IpAddr, u32), Fault> {
     match host::parse(text, host)? {
         Host::Ip(ip, zone) => match ip.to_canonical() {
             // Sockets of IPv6 are for IPv6 alone here.
-            IpAddr::V4(v4) if ip.is_ipv6() => Err(Fault::new(format!(
+            IpAddr::V4(v4) if ip.is_ipv6() => Err(fault!(
                 "{text:?} is an IPv4 address in the form of IPv6, where nothing can listen"
-            ))
+            )
             .hint(format!("write \"{v4}:{port}\""))),
             _ => Ok((ip, zone)),
         },
-        Host::Name("localhost") => Err(Fault::new(format!(
+        Host::Name("localhost") => Err(fault!(
             "{text:?}: a listener needs an IP address, not a name"
-        ))
+        )
         .hint(format!("write \"127.0.0.1:{port}\" or \"[::1]:{port}\""))),
-        Host::Name(_) => Err(Fault::new(format!(
-            "{text:?}: a listener needs an IP address, not a name"
-        ))
-        .hint(format!(
-            "write the machine's address, or \"0.0.0.0:{port}\" for all of them"
-        ))),
+        Host::Name(_) => Err(
+            fault!("{text:?}: a listener needs an IP address, not a name").hint(format!(
+                "write the machine's address, or \"0.0.0.0:{port}\" for all of them"
+            )),
+        ),
     }
 }
 
@@ -330,37 +316,37 @@ fn socket_address(ip: IpAddr, zone: u32, port: u16) -> SocketAddr {
 /// Whether a server can have this address.
 fn may_be_reached(text: &str, ip: IpAddr, port: &str) -> Result<(), Fault> {
     match ip.to_canonical() {
-        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Err(Fault::new(format!(
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Err(fault!(
             "{text:?} stands for all addresses of a machine, which is where to listen and not \
              where to connect to"
-        ))
+        )
         .hint(format!(
             "for a server on this machine write \"127.0.0.1:{port}\""
         ))),
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Err(Fault::new(format!(
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Err(fault!(
             "{text:?} stands for all addresses of a machine, which is where to listen and not \
              where to connect to"
-        ))
+        )
         .hint(format!(
             "for a server on this machine write \"[::1]:{port}\""
         ))),
-        IpAddr::V4(Ipv4Addr::BROADCAST) => Err(Fault::new(format!(
+        IpAddr::V4(Ipv4Addr::BROADCAST) => Err(fault!(
             "{text:?} is the broadcast address, not that of one server"
-        ))),
+        )),
         _ => Ok(()),
     }
 }
 
 fn number(text: &str, port: &str) -> Result<u16, Fault> {
     if port.is_empty() || !port.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(Fault::new(format!("{text:?}: {port:?} is no port number")));
+        return Err(fault!("{text:?}: {port:?} is no port number"));
     }
     port.parse()
-        .map_err(|_| Fault::new(format!("{text:?}: the port is above 65535")))
+        .map_err(|_| fault!("{text:?}: the port is above 65535"))
 }
 
 fn no_range(text: &str) -> Fault {
-    Fault::new(format!("{text:?}: a port range works in `bind` only"))
+    fault!("{text:?}: a port range works in `bind` only")
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::config::text::report::Fault;
+use crate::config::text::report::{Fault, fault};
 
 /// Longer is surely a slip of the pen, and sums of times must not overflow anywhere.
 pub(crate) const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -28,16 +28,14 @@ pub(crate) fn parse(text: &str) -> Result<Duration, Fault> {
         return Err(Fault::new("the duration is empty").hint(HINT));
     }
     if rest.starts_with('-') {
-        return Err(Fault::new(format!(
-            "a duration cannot be negative: {text:?}"
-        )));
+        return Err(fault!("a duration cannot be negative: {text:?}"));
     }
     let mut nanos: u128 = 0;
     while !rest.is_empty() {
         let (number, after) = rest.split_at(prefix(rest, |c| c.is_ascii_digit() || c == '.'));
         let (unit, after) = after.split_at(prefix(after, |c| c.is_alphabetic()));
         if number.is_empty() || number.len() > 30 {
-            return Err(Fault::new(format!("not a duration: {text:?}")).hint(HINT));
+            return Err(fault!("not a duration: {text:?}").hint(HINT));
         }
         if unit.is_empty() {
             let hint = if after.is_empty() {
@@ -45,22 +43,16 @@ pub(crate) fn parse(text: &str) -> Result<Duration, Fault> {
             } else {
                 HINT.to_owned()
             };
-            return Err(
-                Fault::new(format!("the duration {text:?} has a number without a unit")).hint(hint),
-            );
+            return Err(fault!("the duration {text:?} has a number without a unit").hint(hint));
         }
         let Some((_, size)) = UNITS.iter().find(|(name, _)| *name == unit) else {
-            return Err(
-                Fault::new(format!("unknown unit {unit:?} in the duration {text:?}")).hint(HINT),
-            );
+            return Err(fault!("unknown unit {unit:?} in the duration {text:?}").hint(HINT));
         };
-        let part = scaled(number, *size)
-            .ok_or_else(|| Fault::new(format!("not a duration: {text:?}")).hint(HINT))?;
+        let part =
+            scaled(number, *size).ok_or_else(|| fault!("not a duration: {text:?}").hint(HINT))?;
         nanos = nanos.saturating_add(part);
         if nanos > LONGEST.as_nanos() {
-            return Err(Fault::new(format!(
-                "the duration {text:?} is longer than 365d"
-            )));
+            return Err(fault!("the duration {text:?} is longer than 365d"));
         }
         rest = after.trim_start();
     }

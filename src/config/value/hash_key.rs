@@ -2,7 +2,7 @@
 
 use crate::{
     config::text::{
-        report::Fault,
+        report::{Fault, fault},
         suggestions::{nearest, shorten},
     },
     plan::{HashKey, KeyPart, Variable},
@@ -14,11 +14,8 @@ pub(crate) fn parse(text: &str) -> Result<HashKey, Fault> {
     while let Some(at) = rest.find('$') {
         add_text(&mut parts, &rest[..at]);
         let (name, after) = split_name(&rest[at + 1..]).ok_or_else(|| {
-            Fault::new(format!(
-                "`hash_key`: a brace is not closed in {}",
-                quoted(text)
-            ))
-            .hint("as in \"${remote_addr}\"")
+            fault!("`hash_key`: a brace is not closed in {}", quoted(text))
+                .hint("as in \"${remote_addr}\"")
         })?;
         let variable = Variable::of_word(name);
         parts.push(KeyPart::Variable(variable.ok_or_else(|| unknown(name))?));
@@ -68,10 +65,7 @@ fn split_name(text: &str) -> Option<(&str, &str)> {
 
 fn unknown(name: &str) -> Fault {
     let names = Variable::ALL.map(Variable::word);
-    let fault = Fault::new(format!(
-        "`hash_key` has no variable {}",
-        quoted(&format!("${name}"))
-    ));
+    let fault = fault!("`hash_key` has no variable {}", quoted(&format!("${name}")));
     match nearest(name, &names) {
         Some(near) => fault.hint(format!("did you mean \"${near}\"?")),
         None => fault.hint(format!(
@@ -83,10 +77,10 @@ fn unknown(name: &str) -> Fault {
 
 fn constant(text: &str) -> Fault {
     let names = Variable::ALL.map(Variable::word);
-    Fault::new(format!(
+    fault!(
         "`hash_key` = {} is the same for every client, and all would go to one backend",
         quoted(text)
-    ))
+    )
     .hint(match nearest(text, &names) {
         Some(near) => format!("did you mean \"${near}\"?"),
         None => "put a variable in it, as in \"$remote_addr\"".to_owned(),

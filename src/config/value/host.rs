@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::zone;
-use crate::config::text::report::Fault;
+use crate::config::text::report::{Fault, fault};
 
 pub(crate) enum Host<'a> {
     /// With the number of its interface, where it is link-local; else 0.
@@ -21,11 +21,11 @@ pub(crate) fn parse<'a>(text: &str, host: &'a str) -> Result<Host<'a>, Fault> {
         };
         return match address.parse::<Ipv6Addr>() {
             Ok(ip) => zone::read(text, ip, zone).map(|zone| Host::Ip(ip.into(), zone)),
-            Err(_) if !inner.contains(':') && !inner.is_empty() => Err(Fault::new(format!(
-                "{text:?}: brackets are for IPv6 addresses"
-            ))
-            .hint(format!("write {:?}", text.replace(['[', ']'], "")))),
-            Err(_) => Err(Fault::new(format!("{inner:?} is no IPv6 address"))),
+            Err(_) if !inner.contains(':') && !inner.is_empty() => {
+                Err(fault!("{text:?}: brackets are for IPv6 addresses")
+                    .hint(format!("write {:?}", text.replace(['[', ']'], ""))))
+            }
+            Err(_) => Err(fault!("{inner:?} is no IPv6 address")),
         };
     }
     if let Ok(ip) = host.parse::<Ipv4Addr>() {
@@ -41,7 +41,7 @@ pub(crate) fn parse<'a>(text: &str, host: &'a str) -> Result<Host<'a>, Fault> {
     if last.bytes().all(|b| b.is_ascii_digit())
         || hex.is_some_and(|x| x.bytes().all(|b| b.is_ascii_hexdigit()))
     {
-        return Err(Fault::new(format!("{host:?} is no IPv4 address"))
+        return Err(fault!("{host:?} is no IPv4 address")
             .hint("four numbers from 0 to 255 without leading zeros, with points between them"));
     }
     name(host).map(|()| Host::Name(host))
@@ -53,29 +53,24 @@ pub(crate) fn header_name(text: &str) -> Result<String, Fault> {
         let host = text.split('/').nth(2).unwrap_or_default();
         let host = host.split(':').next().unwrap_or_default();
         return Err(
-            Fault::new(format!("`hosts`: {text:?} is a URL, not a host name"))
-                .hint(format!("write {host:?}")),
+            fault!("`hosts`: {text:?} is a URL, not a host name").hint(format!("write {host:?}"))
         );
     }
     if text.is_empty() {
         return Err(Fault::new("`hosts`: a name is empty").hint("leave it out"));
     }
     if text.contains('*') {
-        return Err(Fault::new(format!("`hosts`: {text:?} is no host name"))
+        return Err(fault!("`hosts`: {text:?} is no host name")
             .hint("patterns are not supported: write each name in full"));
     }
     let bare = text.trim_start_matches('[').trim_end_matches(']');
     if bare.parse::<IpAddr>().is_ok() || text.parse::<SocketAddr>().is_ok() {
-        return Err(
-            Fault::new(format!("`hosts`: {text:?} is an address, not a name"))
-                .hint("leave it out: requests that name an address are always answered"),
-        );
+        return Err(fault!("`hosts`: {text:?} is an address, not a name")
+            .hint("leave it out: requests that name an address are always answered"));
     }
     if let Some((name, _)) = text.split_once(':') {
-        return Err(
-            Fault::new(format!("`hosts`: {text:?} is a name with a port"))
-                .hint(format!("write {name:?}: any port is accepted")),
-        );
+        return Err(fault!("`hosts`: {text:?} is a name with a port")
+            .hint(format!("write {name:?}: any port is accepted")));
     }
     let fault = |fault: Fault| Fault {
         message: format!("`hosts`: {}", fault.message),
@@ -89,7 +84,7 @@ pub(crate) fn header_name(text: &str) -> Result<String, Fault> {
 
 /// RFC 1123, and the underscore that container networks like to use.
 fn name(host: &str) -> Result<(), Fault> {
-    let bad = |why: String| Err(Fault::new(format!("{host:?} is no host name: {why}")));
+    let bad = |why: String| Err(fault!("{host:?} is no host name: {why}"));
     if host.len() > 253 {
         return bad(format!("it has {} characters; 253 are allowed", host.len()));
     }

@@ -1,6 +1,6 @@
 //! Rates as text: "10/s", "0.5/s", "30/m".
 
-use crate::config::text::report::Fault;
+use crate::config::text::report::{Fault, fault};
 
 use crate::plan::{Period, Rate};
 
@@ -11,7 +11,7 @@ const MOST_OF_LIMIT: u32 = 1_000_000;
 
 /// How often per second: more than 0.
 pub(crate) fn parse(text: &str) -> Result<f64, Fault> {
-    let wrong = || Fault::new(format!("not a rate: {text:?}")).hint(HINT);
+    let wrong = || fault!("not a rate: {text:?}").hint(HINT);
     let (number, unit) = text.trim().split_once('/').ok_or_else(wrong)?;
     let seconds = match unit.trim() {
         "s" => 1.0,
@@ -24,9 +24,7 @@ pub(crate) fn parse(text: &str) -> Result<f64, Fault> {
     match number > 0.0 && number <= MOST {
         true => Ok(number / seconds),
         false => {
-            let fault = Fault::new(format!(
-                "the rate {text:?} is not above 0 and at most {MOST}"
-            ));
+            let fault = fault!("the rate {text:?} is not above 0 and at most {MOST}");
             Err(fault.hint(HINT))
         }
     }
@@ -34,7 +32,7 @@ pub(crate) fn parse(text: &str) -> Result<f64, Fault> {
 
 /// A limit: a whole number for each second or minute; 0 is none.
 pub(crate) fn parse_limit(text: &str) -> Result<Rate, Fault> {
-    let wrong = || Fault::new(format!("not a rate: {text:?}")).hint(LIMIT_HINT);
+    let wrong = || fault!("not a rate: {text:?}").hint(LIMIT_HINT);
     let (number, unit) = text.trim().split_once('/').ok_or_else(wrong)?;
     let per = match unit.trim() {
         "s" => Period::Second,
@@ -55,9 +53,7 @@ pub(crate) fn parse_limit(text: &str) -> Result<Rate, Fault> {
                 per
             },
         }),
-        false => {
-            Err(Fault::new(format!("the rate {text:?} is above {MOST_OF_LIMIT}")).hint(LIMIT_HINT))
-        }
+        false => Err(fault!("the rate {text:?} is above {MOST_OF_LIMIT}").hint(LIMIT_HINT)),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Sizes as text: "512", "64k", "16m", "1g"; in units of 1024.
 
-use crate::config::text::report::Fault;
+use crate::config::text::report::{Fault, fault};
 
 const UNITS: [(&str, u64); 3] = [("g", 1 << 30), ("m", 1 << 20), ("k", 1 << 10)];
 
@@ -19,13 +19,13 @@ pub(crate) fn parse(text: &str) -> Result<u64, Fault> {
     let (digits, unit) = unit.unwrap_or((text, 1));
     let number = Some(digits)
         .filter(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
-        .ok_or_else(|| Fault::new(format!("not a size: {text:?}")).hint(HINT))?;
+        .ok_or_else(|| fault!("not a size: {text:?}").hint(HINT))?;
     let size = number
         .parse::<u64>()
         .ok()
         .and_then(|number| number.checked_mul(unit))
         .filter(|size| *size <= LARGEST)
-        .ok_or_else(|| Fault::new(format!("the size {text:?} is too large")).hint(HINT))?;
+        .ok_or_else(|| fault!("the size {text:?} is too large").hint(HINT))?;
     match size {
         0 => Err(Fault::new("it must be above zero")),
         size => Ok(size),

@@ -4,7 +4,7 @@ use crate::{
     config::{
         section::{Section, Text},
         text::{
-            report::Fault,
+            report::fault,
             suggestions::{found, number_text, shorten},
         },
     },
@@ -34,20 +34,17 @@ fn read_mode(section: &Section<'_>) -> Option<u32> {
     let fault = match value.get_ref() {
         DeValue::String(text) => match parse_mode(text) {
             Some(mode) => return Some(mode),
-            None => Fault::new(format!(
+            None => fault!(
                 "`unix_mode` must be an octal mode up to 0777, not {}",
                 shorten(&format!("{text:?}"))
-            )),
+            ),
         },
         // It may have been meant as octal or as decimal.
-        DeValue::Integer(_) => Fault::new(format!(
+        DeValue::Integer(_) => fault!(
             "`unix_mode` must be text in octal, not the bare number {}",
             shorten(&number_text(value.get_ref()))
-        )),
-        other => Fault::new(format!(
-            "`unix_mode` must be text in octal, not {}",
-            found(other)
-        )),
+        ),
+        other => fault!("`unix_mode` must be text in octal, not {}", found(other)),
     };
     section.report.add(&value.span(), fault.hint(HINT));
     None
@@ -63,7 +60,7 @@ fn read_name(key: &str, section: &Section<'_>) -> Option<String> {
     let Text { text, span } = section.text(key)?;
     if text.contains(|c: char| c.is_control() || c.is_whitespace() || matches!(c, ':' | '/')) {
         let what = shorten(&format!("{text:?}"));
-        let fault = Fault::new(format!("`{key}`: {what} cannot be a name"));
+        let fault = fault!("`{key}`: {what} cannot be a name");
         section.report.add(
             &span,
             fault.hint("one name as in `id`, or a number as text"),

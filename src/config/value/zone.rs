@@ -1,6 +1,6 @@
 //! The zone of a link-local address: the interface in `[fe80::1%eth0]:80`.
 
-use crate::config::text::report::Fault;
+use crate::config::text::report::{Fault, fault};
 use nix::net::if_::if_nametoindex;
 use std::net::Ipv6Addr;
 
@@ -18,19 +18,19 @@ pub(crate) fn read(text: &str, ip: Ipv6Addr, zone: Option<&str>) -> Result<u32, 
     let port = text.rsplit_once("]:").map_or("PORT", |(_, port)| port);
     let example = format!("[{ip}%eth0]:{port}");
     match zone {
-        None if needs_zone(ip) => Err(Fault::new(format!(
+        None if needs_zone(ip) => Err(fault!(
             "{text:?}: a link-local address is ambiguous without its interface"
-        ))
+        )
         .hint(format!(
             "add it as in {example:?}; `ip -6 address` lists interfaces and addresses"
         ))),
         None => Ok(0),
-        Some(_) if !needs_zone(ip) => Err(Fault::new(format!(
+        Some(_) if !needs_zone(ip) => Err(fault!(
             "{text:?}: only link-local addresses have an interface"
-        ))
+        )
         .hint("leave out the % and what follows it")),
         Some(zone) => number(zone).ok_or_else(|| {
-            Fault::new(format!("{text:?}: {zone:?} is no name of an interface"))
+            fault!("{text:?}: {zone:?} is no name of an interface")
                 .hint(format!("the name or the number of one, as in {example:?}"))
         }),
     }

@@ -2,9 +2,7 @@
 //! that this one has replaced. What falls again, such as the number of live sessions, is not among
 //! it.
 
-use super::{
-    BackendMetrics, Counter, ListenerMetrics, ProcessMetrics, Sharded, UpstreamMetrics,
-};
+use super::{BackendMetrics, Counter, ListenerMetrics, ProcessMetrics, Sharded, UpstreamMetrics};
 use crate::{
     handover::counters::Figures,
     plan::reason::{
