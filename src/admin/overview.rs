@@ -10,7 +10,7 @@ use super::{
 };
 use crate::control::State;
 use serde::Serialize;
-use std::{cmp::Reverse, collections::HashSet, sync::Arc};
+use std::{collections::HashSet, sync::Arc};
 
 pub(super) const PATH: &str = "/api/v1/overview";
 
@@ -36,6 +36,21 @@ enum Sort {
     Connects,
     Bytes,
     Errors,
+}
+
+impl Sort {
+    /// What comes first has the least.
+    #[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
+    fn key(self, state_rank: usize, sessions: u64, figures: &Figures) -> f64 {
+        match self {
+            Self::File => 0.0,
+            Self::State => state_rank as f64,
+            Self::Sessions => -(sessions as f64),
+            Self::Connects => -f64::from(figures.connects),
+            Self::Bytes => -f64::from(figures.bytes),
+            Self::Errors => -f64::from(figures.errors),
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -159,19 +174,8 @@ impl Rows {
             let is_meant = one.is_listed || !(self.is_only_unwell && one.is_well);
             is_meant && self.has_words(&one.text)
         });
-        let by = |figure: fn(&Figures) -> f32| {
-            move |a: &Candidate<R>, b: &Candidate<R>| {
-                figure(&b.figures).total_cmp(&figure(&a.figures))
-            }
-        };
-        match self.sort {
-            Sort::File => {}
-            Sort::State => chosen.sort_by_key(|one| one.state_rank),
-            Sort::Sessions => chosen.sort_by_key(|one| Reverse(one.sessions)),
-            Sort::Connects => chosen.sort_by(by(|figures| figures.connects)),
-            Sort::Bytes => chosen.sort_by(by(|figures| figures.bytes)),
-            Sort::Errors => chosen.sort_by(by(|figures| figures.errors)),
-        }
+        let key = |one: &Candidate<R>| self.sort.key(one.state_rank, one.sessions, &one.figures);
+        chosen.sort_by(|a, b| key(a).total_cmp(&key(b)));
         let matching = chosen.len();
         chosen.truncate(self.limit);
         List {

@@ -48,7 +48,7 @@ fn to_hex(bytes: &[u8]) -> String {
     bytes.chunks(48).map(line).collect()
 }
 
-fn from_hex(text: &str) -> Vec<u8> {
+pub(super) fn from_hex(text: &str) -> Vec<u8> {
     let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
     let digit = |byte: u8| char::from(byte).to_digit(16).expect("a digit") as u8;
     let pairs = digits.chunks(2);

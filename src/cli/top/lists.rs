@@ -154,17 +154,21 @@ pub(super) fn arrange(
         let text = format!("{} {}", entry.cells.join(" "), entry.detail).to_lowercase();
         !(is_only_unwell && entry.is_well) && words.iter().all(|word| text.contains(word))
     });
-    let by =
-        |figure: fn(&Entry) -> f64| move |a: &Entry, b: &Entry| figure(b).total_cmp(&figure(a));
-    match sort {
-        Sort::File => {}
-        Sort::State => entries.sort_by_key(|entry| entry.state_rank),
-        Sort::Sessions => entries.sort_by_key(|entry| std::cmp::Reverse(entry.sessions)),
-        Sort::Connects => entries.sort_by(by(|entry| entry.rates.connects)),
-        Sort::Bytes => entries.sort_by(by(|entry| entry.rates.received + entry.rates.sent)),
-        Sort::Errors => entries.sort_by(by(|entry| entry.rates.errors)),
-    }
+    entries.sort_by(|a, b| sort_key(a, sort).total_cmp(&sort_key(b, sort)));
     entries
+}
+
+/// What comes first has the least.
+#[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
+fn sort_key(entry: &Entry, sort: Sort) -> f64 {
+    match sort {
+        Sort::File => 0.0,
+        Sort::State => entry.state_rank as f64,
+        Sort::Sessions => -(entry.sessions as f64),
+        Sort::Connects => -entry.rates.connects,
+        Sort::Bytes => -(entry.rates.received + entry.rates.sent),
+        Sort::Errors => -entry.rates.errors,
+    }
 }
 
 fn style(state: BackendState) -> Style {
