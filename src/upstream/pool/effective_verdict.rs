@@ -160,6 +160,11 @@ impl Review {
         }
     }
 
+    /// The same, where one of several is believed.
+    pub(super) fn sign_of_election(&self) -> Option<Evidence> {
+        self.elects().then(|| self.sign_of_primary())
+    }
+
     /// Whether standbys are used when no other is up.
     pub(super) fn falls_back(&self) -> bool {
         self.role_fallback
@@ -410,10 +415,9 @@ impl Inner {
     /// The verdict on each endpoint that shows to be a primary, beside the others, and why it
     /// differs from its own; by their numbers, in their order.
     fn elect(&mut self) -> Vec<(usize, (Verdict, Option<String>))> {
-        if !self.review.elects() {
+        let Some(sign) = self.review.sign_of_election() else {
             return Vec::new();
-        }
-        let sign = self.review.sign_of_primary();
+        };
         let endpoints = &mut self.endpoints;
         let claiming: Vec<usize> = self.totals.counts.claiming.iter().copied().collect();
         let claims: Vec<PrimaryClaim<'_>> = claiming

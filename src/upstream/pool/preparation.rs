@@ -42,8 +42,8 @@ pub(super) struct Outline {
     pub(super) balance: Balance,
     /// See [`Inner::start_verdict`].
     pub(super) start_verdict: Option<Verdict>,
-    /// What the check of a primary shows.
-    sign: Evidence,
+    /// What the check of a primary shows, where there is an election.
+    sign: Option<Evidence>,
     notifier: Arc<Notifier>,
     observer: Weak<dyn ReleaseObserver>,
 }
@@ -120,7 +120,7 @@ impl Outline {
             remembered: Vec::new(),
             balance: Balance::default(),
             start_verdict,
-            sign: Evidence::Role,
+            sign: None,
             notifier: Arc::clone(notifier),
             observer: Weak::clone(observer),
         }
@@ -230,7 +230,7 @@ impl Pool {
             remembered: inner.remembered.clone(),
             balance: inner.balance.clone(),
             start_verdict: inner.start_verdict,
-            sign: inner.review.sign_of_primary(),
+            sign: inner.review.sign_of_election(),
             notifier: Arc::clone(inner.events.notifier()),
             observer: Weak::clone(&inner.observer),
         }

@@ -80,18 +80,19 @@ impl Counted {
         is_undecided: false,
     };
 
-    /// `sign`: what the check of a primary shows.
-    pub(super) fn of(endpoint: &Endpoint, sign: Evidence, now: Instant) -> Self {
+    /// `sign`: what the check of a primary shows, where there is an election.
+    pub(super) fn of(endpoint: &Endpoint, sign: Option<Evidence>, now: Instant) -> Self {
         let Endpoint { config, check, .. } = endpoint;
         let is_ready = endpoint.admin.admin_state == AdminState::Ready;
         let is_meant = !config.is_down && !config.is_draining;
         let is_known = check.awaits_answer.is_none();
+        let claims = |sign: Evidence| sign.is_of(check.own) || check.evidence.epoch.is_some();
         Self {
             state: endpoint.state(),
             is_backup: config.is_backup,
             is_well: endpoint.is_well(),
             is_restricted: endpoint.admission(false, now) != Admission::Full,
-            claims: !config.is_down && (sign.is_of(check.own) || check.evidence.epoch.is_some()),
+            claims: !config.is_down && sign.is_some_and(claims),
             serves: is_meant && config.weight > 0 && is_ready,
             is_standby: check.effective == Verdict::Standby,
             is_checked_once: check.checked_once,
@@ -218,7 +219,7 @@ impl Inner {
         let Some(endpoint) = self.endpoints.get(number) else {
             return;
         };
-        let counted = Counted::of(endpoint, self.review.sign_of_primary(), now);
+        let counted = Counted::of(endpoint, self.review.sign_of_election(), now);
         self.totals.set(number, counted, &self.index);
         self.fast_path = self.totals.counts.restricted == 0;
     }
@@ -232,7 +233,7 @@ impl Inner {
     /// The sums are those of the endpoints as they are.
     #[cfg(test)]
     pub(super) fn assert_is_counted(&self, now: Instant) {
-        let sign = self.review.sign_of_primary();
+        let sign = self.review.sign_of_election();
         let counted = self.endpoints.iter().map(|e| Counted::of(e, sign, now));
         let serving = self.configured.iter().filter(|c| c.is_to_serve());
         let anew = Totals::new(counted.collect(), &self.index, serving.count());
