@@ -9,6 +9,7 @@ pub mod handshakes;
 pub mod limits;
 pub mod listen_fds;
 pub mod memory;
+pub mod names;
 pub mod notify;
 pub mod pipe;
 pub mod process;

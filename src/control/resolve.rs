@@ -14,6 +14,7 @@ pub(super) use look_up::Resolver;
 use std::{
     collections::HashMap,
     io,
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -141,14 +142,28 @@ async fn keep_one_fresh(
         pause = interval;
         let found = look_up(resolver.clone(), backend.clone()).await;
         let now = Instant::now();
-        let (upstream, backend) = (&pool.name, &backend.text);
+        let (upstream, target, backend) = (&pool.name, &backend.target, &backend.text);
         match found {
-            Ok(new) => {
-                if let Some((failures, lasted)) = failures.end(now) {
+            Ok(mut new) => {
+                let known = pool.addresses_of(backend);
+                let kept = addresses_to_keep(&resolver, target, known, &new).await;
+                if !kept.is_empty() {
+                    if let Some(failures) = failures.add(now) {
+                        tracing::warn!(%upstream, %backend, kept = %list(&kept), failures,
+                            "name resolved for one family of addresses, keeping those of the other");
+                    }
+                } else if let Some((failures, lasted)) = failures.end(now) {
                     let seconds = lasted.as_secs();
                     tracing::info!(%upstream, %backend, failures, seconds,
                         "name resolved again");
                 }
+                // In their order, in which IPv4 comes first.
+                let at = if kept.first().is_some_and(is_ipv6) {
+                    new.len()
+                } else {
+                    0
+                };
+                new.splice(at..at, kept);
                 if pool.set_addresses(backend, &new, now) {
                     tracing::info!(%upstream, %backend, addresses = %list(&new),
                         "resolved addresses changed");
@@ -162,6 +177,28 @@ async fn keep_one_fresh(
             }
         }
     }
+}
+
+/// What an answer lacks of the addresses known before, where it has none of their family and it is
+/// not certain that there are none.
+async fn addresses_to_keep(
+    resolver: &Resolver,
+    target: &Target,
+    known: Vec<Addr>,
+    answer: &[Addr],
+) -> Vec<Addr> {
+    let is_lost = |of: &bool| answer.iter().all(|addr| is_ipv6(addr) != *of);
+    let lost = known.iter().map(is_ipv6).find(is_lost);
+    match (target, lost) {
+        (Target::Name { host, .. }, Some(lost)) if !resolver.is_without(host, lost).await => {
+            known.into_iter().filter(|a| is_ipv6(a) == lost).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn is_ipv6(addr: &Addr) -> bool {
+    matches!(addr, Addr::Tcp(SocketAddr::V6(_)))
 }
 
 async fn look_up(resolver: Resolver, backend: Backend) -> io::Result<Vec<Addr>> {

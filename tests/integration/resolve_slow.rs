@@ -10,7 +10,7 @@ use crate::harness::{
 };
 use std::{
     collections::{HashMap, HashSet},
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::{Arc, Mutex},
     thread,
     time::Instant,
@@ -23,6 +23,8 @@ struct Names(Arc<Mutex<Zone>>);
 #[derive(Default)]
 struct Zone {
     addresses: HashMap<String, Ipv4Addr>,
+    /// Of all names; `None`: questions for them are refused.
+    ipv6: Option<Vec<Ipv6Addr>>,
     /// Questions for these are not answered.
     silent: HashSet<String>,
     asked: HashMap<String, usize>,
@@ -31,6 +33,7 @@ struct Zone {
 impl Names {
     fn start() -> Names {
         let names = Names::default();
+        names.set_ipv6(Some(&[]));
         let socket = UdpSocket::bind("127.0.0.1:53").unwrap();
         let zone = names.clone();
         thread::spawn(move || {
@@ -47,6 +50,12 @@ impl Names {
     fn set(&self, name: &str, address: [u8; 4]) {
         let mut zone = self.0.lock().unwrap();
         zone.addresses.insert(name.to_owned(), address.into());
+    }
+
+    /// `None`: refused.
+    fn set_ipv6(&self, addresses: Option<&[&str]>) {
+        let parsed = addresses.map(|all| all.iter().map(|text| text.parse().unwrap()).collect());
+        self.0.lock().unwrap().ipv6 = parsed;
     }
 
     fn silence(&self, name: &str) {
@@ -76,14 +85,24 @@ impl Names {
             return None;
         }
         let address = zone.addresses.get(&name);
-        let code = if address.is_some() { 0x80 } else { 0x83 };
+        let none = Vec::new();
+        let (ipv6, code) = match (address, &zone.ipv6, is_v4) {
+            (None, ..) => (&none, 0x83),
+            (Some(_), None, false) => (&none, 0x85),
+            (Some(_), Some(ipv6), false) => (ipv6, 0x80),
+            (Some(_), _, true) => (&none, 0x80),
+        };
         let records = address.filter(|_| is_v4);
         let mut answer = question[..2].to_vec();
-        let count = u8::from(records.is_some());
+        let count = u8::from(records.is_some()) + ipv6.len() as u8;
         answer.extend([0x81, code, 0, 1, 0, count, 0, 0, 0, 0]);
         answer.extend(&question[12..at + 5]);
         if let Some(address) = records {
             answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 5, 0, 4]);
+            answer.extend(address.octets());
+        }
+        for address in ipv6 {
+            answer.extend([0xc0, 12, 0, 28, 0, 1, 0, 0, 0, 5, 0, 16]);
             answer.extend(address.octets());
         }
         Some(answer)
@@ -140,6 +159,49 @@ fn a_name_that_is_not_answered_delays_no_other() {
     tembuku.proc.signal(rustix::process::Signal::TERM);
     let status = tembuku.proc.wait(secs(4)).expect("an end after TERM");
     assert_eq!(status.code(), Some(0));
+}
+
+/// A name server that fails for one family says nothing about it: its addresses stay, and the other
+/// one is followed.
+#[test]
+fn a_name_keeps_the_addresses_of_a_family_that_is_refused() {
+    let Some(_place) = programs::place() else {
+        return programs::again_in_own_place(
+            "resolve_slow::a_name_keeps_the_addresses_of_a_family_that_is_refused",
+        );
+    };
+    let (front, port) = (ports::free_addr(), ports::free_port());
+    let names = Names::start();
+    names.set("both.test", [127, 0, 7, 1]);
+    names.set_ipv6(Some(&["::1"]));
+    let tembuku = Tembuku::start(&format!(
+        "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nresolve_interval = \"100ms\"\nbackends = [\"both.test:{port}\"]\n"
+    ));
+    let has = |addresses: [&str; 2]| {
+        let log = tembuku.proc.stderr();
+        let mut lines = log.lines().rev();
+        let line = lines.find(|line| line.contains("resolved addresses changed"));
+        let line: Option<serde_json::Value> = line.map(|line| serde_json::from_str(line).unwrap());
+        let addresses = addresses.iter().filter(|address| !address.is_empty());
+        let expected: Vec<String> = addresses.map(|a| format!("{a}:{port}")).collect();
+        line.is_some_and(|line| line["addresses"] == expected.join(", "))
+    };
+    names.set_ipv6(None);
+    names.set("both.test", [127, 0, 7, 2]);
+    wait_until("IPv4 is followed, IPv6 stays", secs(20), || {
+        has(["127.0.7.2", "[::1]"])
+    });
+    let log = tembuku.proc.stderr();
+    assert!(
+        log.contains("name resolved for one family of addresses"),
+        "{log}"
+    );
+    // Now it is certain.
+    names.set_ipv6(Some(&[]));
+    wait_until("IPv6 is gone", secs(20), || has(["127.0.7.2", ""]));
+    names.set_ipv6(Some(&["::2"]));
+    wait_until("IPv6 is back", secs(20), || has(["127.0.7.2", "[::2]"]));
 }
 
 #[test]

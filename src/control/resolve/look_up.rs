@@ -4,7 +4,7 @@
 //! scrapes or file accesses, nor the end of the process; so there is no thread pool. There is at
 //! most one look-up of a name at a time: requests for it share the answer.
 
-use crate::plan::Addr;
+use crate::{plan::Addr, sys::names};
 use std::{
     collections::HashMap,
     io,
@@ -36,7 +36,17 @@ impl Default for Resolver {
     }
 }
 
-type UnderWay = HashMap<String, watch::Receiver<Option<Answer>>>;
+type UnderWay = HashMap<(String, Question), watch::Receiver<Option<Answer>>>;
+
+/// What is asked about a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Question {
+    Addresses,
+    /// Whether it has none of this family: [`io::ErrorKind::NotFound`] if that is certain.
+    Family {
+        is_ipv6: bool,
+    },
+}
 
 /// Addresses with port 0. An error is shared, which `io::Error` cannot be.
 type Answer = Result<Vec<SocketAddr>, (io::ErrorKind, String)>;
@@ -45,7 +55,15 @@ impl Resolver {
     /// The addresses of `host`, sorted: resolvers rotate their answers, and picks have to be the
     /// same everywhere.
     pub(super) async fn look_up(&self, host: &str) -> io::Result<Vec<SocketAddr>> {
-        self.look_up_by(host, system).await
+        self.look_up_by(host, Question::Addresses, system).await
+    }
+
+    /// Whether a name that has addresses is certain to have none of this family: the system's
+    /// resolver gives those of one family, and no error, where it fails for the other.
+    pub(super) async fn is_without(&self, host: &str, is_ipv6: bool) -> bool {
+        let question = Question::Family { is_ipv6 };
+        let answer = self.look_up_by(host, question, system).await;
+        answer.is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
     }
 
     /// The same with a port.
@@ -62,7 +80,12 @@ impl Resolver {
         Ok(with_port.collect())
     }
 
-    async fn look_up_by(&self, host: &str, how: fn(&str) -> Answer) -> io::Result<Vec<SocketAddr>> {
+    async fn look_up_by(
+        &self,
+        host: &str,
+        question: Question,
+        how: fn(&str, Question) -> Answer,
+    ) -> io::Result<Vec<SocketAddr>> {
         let deadline = tokio::time::Instant::now() + LIMIT;
         let threads = Arc::clone(&self.threads);
         let permit = tokio::time::timeout_at(deadline, threads.acquire_owned()).await;
@@ -70,7 +93,7 @@ impl Resolver {
             let text = format!("{MOST} other look-ups are under way, and have no answer");
             io::Error::new(io::ErrorKind::TimedOut, text)
         })?;
-        let mut answer = self.join_or_begin(host, how, permit.ok())?;
+        let mut answer = self.join_or_begin(host, question, how, permit.ok())?;
         let known = tokio::time::timeout_at(deadline, answer.wait_for(Option::is_some)).await;
         match known {
             Ok(Ok(answer)) => match &*answer {
@@ -89,25 +112,27 @@ impl Resolver {
     fn join_or_begin(
         &self,
         host: &str,
-        how: fn(&str) -> Answer,
+        question: Question,
+        how: fn(&str, Question) -> Answer,
         permit: Option<OwnedSemaphorePermit>,
     ) -> io::Result<watch::Receiver<Option<Answer>>> {
         let mut under_way = self.lock();
+        let key = (host.to_owned(), question);
         // A look-up whose thread has panicked never answers.
-        if let Some(answer) = under_way.get(host).filter(|a| a.has_changed().is_ok()) {
+        if let Some(answer) = under_way.get(&key).filter(|a| a.has_changed().is_ok()) {
             return Ok(answer.clone());
         }
         let (sender, answer) = watch::channel(None);
-        let (this, name) = (self.clone(), host.to_owned());
+        let (this, (name, _)) = (self.clone(), key.clone());
         let thread = std::thread::Builder::new().name("resolve".to_owned());
         thread.spawn(move || {
-            let found = how(&name);
+            let found = how(&name, question);
             drop(permit);
             // First, so that a request that comes after the answer begins anew.
-            this.lock().remove(&name);
+            this.lock().remove(&(name, question));
             let _ = sender.send(Some(found));
         })?;
-        under_way.insert(host.to_owned(), answer.clone());
+        under_way.insert(key, answer.clone());
         Ok(answer)
     }
 
@@ -118,7 +143,16 @@ impl Resolver {
     }
 }
 
-fn system(host: &str) -> Answer {
+fn system(host: &str, question: Question) -> Answer {
+    if let Question::Family { is_ipv6 } = question {
+        return match names::is_without(host, is_ipv6) {
+            true => Err((
+                io::ErrorKind::NotFound,
+                format!("{host} has no such address"),
+            )),
+            false => Ok(Vec::new()),
+        };
+    }
     let found = (host, 0).to_socket_addrs();
     let found = found.map_err(|e| (e.kind(), format!("{host} does not resolve: {e}")))?;
     let mut addresses: Vec<SocketAddr> = found.collect();
@@ -143,7 +177,7 @@ mod tests {
     static RELEASE: Barrier = Barrier::new(2);
 
     /// "hangs" until it is released, others answer at once.
-    fn slow(host: &str) -> Answer {
+    fn slow(host: &str, _: Question) -> Answer {
         if host == "hangs" {
             STARTED.fetch_add(1, Relaxed);
             RELEASE.wait();
@@ -159,11 +193,12 @@ mod tests {
             .expect("a runtime");
         let resolver = Resolver::default();
         runtime.block_on(async {
-            let first = resolver.look_up_by("hangs", slow);
-            let second = resolver.look_up_by("hangs", slow);
+            let first = resolver.look_up_by("hangs", Question::Addresses, slow);
+            let second = resolver.look_up_by("hangs", Question::Addresses, slow);
             let both = async { tokio::join!(first, second) };
             let other = async {
-                let answer = resolver.look_up_by("answers", slow).await;
+                let answer = resolver.look_up_by("answers", Question::Addresses, slow);
+                let answer = answer.await;
                 assert!(answer.is_ok());
                 tokio::task::yield_now().await;
                 RELEASE.wait();
