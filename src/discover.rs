@@ -30,7 +30,7 @@ use crate::{
     plan::{Discover, DiscoverSource},
     probe::tls::Identity,
 };
-use std::{future::pending, time::Duration};
+use std::{future::pending, net::SocketAddr, time::Duration};
 use tokio::time::Instant;
 
 /// A backend as its source has it.
@@ -54,6 +54,23 @@ pub(crate) struct Snapshot {
     pub(crate) version: String,
     /// How long the source itself calls it valid, as the time to live of DNS.
     pub(crate) valid_for: Option<Duration>,
+    /// What the source could not tell; `None`: these are all its backends.
+    pub(crate) gap: Option<Gap>,
+}
+
+/// A part of an answer that is missing, though the rest is good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Gap {
+    pub(crate) error: SourceError,
+    pub(crate) unknown: Vec<Unknown>,
+}
+
+/// It is unknown whether there are backends of this name and port in this family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Unknown {
+    pub(crate) name: String,
+    pub(crate) port: u16,
+    pub(crate) is_ipv6: bool,
 }
 
 /// Why there is no answer.
@@ -218,6 +235,15 @@ impl Found {
             name: None,
             draining: false,
         }
+    }
+}
+
+impl Unknown {
+    /// Whether this backend may be one of them.
+    pub(crate) fn may_be(&self, found: &Found) -> bool {
+        let is_it = |at: SocketAddr| (at.port(), at.is_ipv6()) == (self.port, self.is_ipv6);
+        let name = found.name.as_deref().unwrap_or_default();
+        name.eq_ignore_ascii_case(&self.name) && found.address.parse().is_ok_and(is_it)
     }
 }
 

@@ -103,6 +103,9 @@ fn as_lines(kind: &str, snapshot: &Snapshot) -> String {
     let count = counted(snapshot.backends.len(), "backend");
     let version = clean(&snapshot.version);
     let mut out = format!("# {kind}, version {version}, {count}\n");
+    if let Some(gap) = &snapshot.gap {
+        out += &format!("# not whole: {}\n", clean(&gap.error.message));
+    }
     for found in &snapshot.backends {
         let Found {
             address,
@@ -141,6 +144,7 @@ fn as_json(upstream: &str, kind: &str, snapshot: &Snapshot) -> String {
         "upstream": upstream,
         "kind": kind,
         "version": snapshot.version,
+        "gap": snapshot.gap.as_ref().map(|gap| &gap.error.message),
         "valid_for_seconds": snapshot.valid_for.map(|time| time.as_secs_f64()),
         "backends": backends.collect::<Vec<_>>(),
     });

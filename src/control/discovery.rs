@@ -54,7 +54,8 @@ struct Answers {
     source: String,
     version: String,
     last_success: Option<SystemTime>,
-    /// Of the last question, if it has failed, with the time of the first such failure in a row.
+    /// Of the last question, if it has failed or has left something open, with the time of the
+    /// first such failure in a row.
     error: Option<(String, SystemTime)>,
     /// Of names among the backends, as far as they are resolved.
     addresses: HashMap<String, Vec<Addr>>,
@@ -90,7 +91,7 @@ pub struct DiscoveryStatus {
     /// Whether they are from an earlier process, or from the source of an earlier plan: the source
     /// has not answered yet.
     pub is_old: bool,
-    /// Why the last question has had no answer, and since when there is none.
+    /// Why the last question has had no answer, or none that is whole, and since when that is so.
     pub error: Option<(String, SystemTime)>,
     pub held: Vec<HeldBackend>,
 }
@@ -259,17 +260,20 @@ impl Discovery {
     fn take(&self, answer: Result<Snapshot, SourceError>, now: Instant) -> Outcome {
         let answer = answer.and_then(|snapshot| {
             let set = backends::read(snapshot.backends)?;
-            Ok((set, snapshot.version))
+            Ok((set, snapshot.version, snapshot.gap))
         });
         let mut state = self.lock();
         let rules = Rules::from(&state.discover);
         let wall = SystemTime::now();
         let (set, result) = match answer {
-            Ok((set, version)) => {
+            Ok((mut set, version, gap)) => {
+                let unknown = gap.as_ref().map_or(&[][..], |gap| &gap.unknown);
+                state.merged.fill(&mut set, unknown);
                 state.source = identify(&state.discover);
                 state.version = version;
                 state.last_success = Some(wall);
-                state.error = None;
+                let since = state.error.take().map_or(wall, |(_, since)| since);
+                state.error = gap.map(|gap| (gap.error.message, since));
                 (Some(set), None)
             }
             Err(error) => {

@@ -98,6 +98,7 @@ impl Consul {
             backends,
             version: format!("index {index}"),
             valid_for: None,
+            gap: None,
         })
     }
 

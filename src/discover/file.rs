@@ -126,6 +126,7 @@ impl Source for FileSource {
                 backends,
                 version: format!("{:016x}", reading.hash),
                 valid_for: None,
+                gap: None,
             });
         }
     }

@@ -60,6 +60,7 @@ impl HttpList {
                 .map_err(|e| ListError::NoList(e, excerpt(&answer.body)))?,
             version: format!("content {:016x}", xxh3_64(&answer.body)),
             valid_for: None,
+            gap: None,
         })
     }
 }

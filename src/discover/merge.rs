@@ -8,7 +8,7 @@
 //! - An answer without backends removes them after `empty_after`.
 //! - From one change to the next [`DEBOUNCE`] passes.
 
-use super::Found;
+use super::{Found, Unknown};
 use crate::plan::Discover;
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -146,6 +146,16 @@ impl Merged {
     /// Another source is asked from now on.
     pub(crate) fn forget_answer(&mut self) {
         self.answers = false;
+    }
+
+    /// What is in effect and may be among what an answer does not tell: it is part of that answer.
+    pub(crate) fn fill(&self, answer: &mut Set, unknown: &[Unknown]) {
+        for (address, found) in &self.in_effect {
+            if unknown.iter().any(|unknown| unknown.may_be(found)) && !answer.contains_key(address)
+            {
+                answer.insert(address.clone(), found.clone());
+            }
+        }
     }
 
     /// Takes an answer; `None`: an error.

@@ -82,6 +82,7 @@ impl RedisSource {
             backends,
             version: format!("{:016x}", xxh3_64(texts.concat().as_bytes())),
             valid_for: None,
+            gap: None,
         })
     }
 

@@ -112,6 +112,7 @@ impl SentinelSource {
             backends,
             version,
             valid_for: None,
+            gap: None,
         })
     }
 

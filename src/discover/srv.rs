@@ -8,13 +8,13 @@ mod resolver;
 #[cfg(test)]
 mod tests;
 
-use super::{Interval, Snapshot, Source, SourceError};
+use super::{Gap, Interval, Snapshot, Source, SourceError, Unknown};
 use crate::{
-    plan::{Discover, RecordType},
+    plan::{Discover, Rcode, RecordType},
     sys::{blocking, files},
 };
 use answer::{Followed, MOST_ALIASES};
-use message::{Data, Reply};
+use message::{Data, Reply, Srv};
 use name::{Name, NameError};
 use resolver::{Aside, AskError, Resolver};
 use std::{
@@ -80,7 +80,8 @@ impl SrvRecords {
                 }
             }
         }
-        self.ask_for(&targets, &resolver).await?;
+        let open = self.ask_for(&targets, &resolver).await?;
+        let gap = gap(&open, &records);
         let mut addresses: HashMap<Name, Vec<IpAddr>> = HashMap::new();
         let mut until = now + lasting(ttl);
         for target in targets {
@@ -103,16 +104,18 @@ impl SrvRecords {
             backends,
             version: format!("answer {:016x}", xxh3_64(text.as_bytes())),
             valid_for: Some(until.saturating_duration_since(now).max(SHORTEST)),
+            gap,
         })
     }
 
     /// What is not known of these targets. A target that does not exist has no addresses; one that
-    /// nothing can be learned of is an error.
+    /// no address can be learned of is an error. Returns what is open: addresses of one family,
+    /// where there are some of the other.
     async fn ask_for(
         &mut self,
         targets: &HashSet<Name>,
         resolver: &Resolver,
-    ) -> Result<(), SrvError> {
+    ) -> Result<Vec<Open>, SrvError> {
         let kinds = [RecordType::A, RecordType::Aaaa];
         let all = targets
             .iter()
@@ -120,6 +123,7 @@ impl SrvRecords {
         let mut open: Vec<(Name, RecordType)> =
             all.filter(|key| !self.known.contains_key(key)).collect();
         let mut asked = JoinSet::new();
+        let (mut failed, mut nowhere) = (Vec::new(), HashSet::new());
         loop {
             while asked.len() < AT_ONCE
                 && let Some((name, kind)) = open.pop()
@@ -131,12 +135,32 @@ impl SrvRecords {
                 });
             }
             let Some(next) = asked.join_next().await else {
-                return Ok(());
+                break;
             };
             let (name, kind, found) = next.map_err(|_| SrvError::Panic)?;
-            let (_, data, ttl) = found?;
-            let addresses = data.iter().filter_map(answer::address).collect();
-            self.learn(name, kind, addresses, ttl);
+            match found {
+                Ok((reply, data, ttl)) => {
+                    if Rcode::of_extended(reply.code) == Some(Rcode::NxDomain) {
+                        nowhere.insert(name.clone());
+                    }
+                    let addresses = data.iter().filter_map(answer::address).collect();
+                    self.learn(name, kind, addresses, ttl);
+                }
+                Err(error) => failed.push((name, kind, error)),
+            }
+        }
+        // The reply to the other question says that there is no such name.
+        failed.retain(|(name, ..): &Open| !nowhere.contains(name));
+        // Of several failures always the same one is told.
+        failed.sort_by_key(|(name, kind, _)| (name.clone(), *kind == RecordType::Aaaa));
+        let has_any = |name: &Name| {
+            let known = kinds.map(|kind| self.known.get(&(name.clone(), kind)));
+            let mut known = known.iter().flatten();
+            known.any(|(addresses, _)| !addresses.is_empty())
+        };
+        match failed.iter().position(|(name, ..)| !has_any(name)) {
+            Some(n) => Err(failed.swap_remove(n).2),
+            None => Ok(failed),
         }
     }
 
@@ -177,6 +201,25 @@ impl Source for SrvRecords {
         }
         resolved.map_err(|e| SourceError::new(format!("SRV {}: {e}", self.name)))
     }
+}
+
+/// A question that has failed.
+type Open = (Name, RecordType, SrvError);
+
+fn gap(open: &[Open], records: &[Srv]) -> Option<Gap> {
+    let (.., first) = open.first()?;
+    let unknown = open.iter().flat_map(|(name, kind, _)| {
+        let of_it = records.iter().filter(move |record| record.target == *name);
+        of_it.map(|record| Unknown {
+            name: name.to_string(),
+            port: record.port,
+            is_ipv6: *kind == RecordType::Aaaa,
+        })
+    });
+    Some(Gap {
+        error: SourceError::new(first.to_string()),
+        unknown: unknown.collect(),
+    })
 }
 
 fn lasting(ttl: u32) -> Duration {

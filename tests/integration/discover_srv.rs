@@ -13,6 +13,10 @@ use crate::{
 use std::{
     collections::BTreeSet,
     net::{SocketAddr, UdpSocket},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
 };
 
 fn keys(servers: &[SocketAddr], more: &str) -> String {
@@ -138,6 +142,72 @@ fn another_name_server_is_asked() {
     nsd.set(&format!("{LOCAL}{}", record(0, 0, &servers[1])));
     running.wait_backends(&[servers[1].addr]);
     assert_eq!(ask(running.front).unwrap(), "b2");
+}
+
+/// A name server in front of another one, which refuses questions for AAAA while `refuses` is set.
+struct Refusing {
+    addr: SocketAddr,
+    refuses: Arc<AtomicBool>,
+}
+
+impl Refusing {
+    fn start(behind: SocketAddr) -> Self {
+        let front = UdpSocket::bind(ports::free_addr()).unwrap();
+        let addr = front.local_addr().unwrap();
+        let refuses = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&refuses);
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok((length, peer)) = front.recv_from(&mut buffer) {
+                let asked = &mut buffer[..length];
+                let is_aaaa = asked.windows(4).any(|four| four == [0, 28, 0, 1]);
+                if is_aaaa && flag.load(SeqCst) {
+                    (asked[2], asked[3]) = (0x80, 5);
+                    let _ = front.send_to(asked, peer);
+                    continue;
+                }
+                // A reply that is late is none to another question.
+                let back = UdpSocket::bind("127.0.0.1:0").unwrap();
+                back.connect(behind).unwrap();
+                back.set_read_timeout(Some(secs(1))).unwrap();
+                let _ = back.send(asked);
+                if let Ok(length) = back.recv(&mut buffer) {
+                    let _ = front.send_to(&buffer[..length], peer);
+                }
+            }
+        });
+        Refusing { addr, refuses }
+    }
+}
+
+/// While AAAA is refused, A is followed, and the IPv6 addresses that there were stay as long as
+/// their records do. What was never known is not waited for.
+#[test]
+fn one_family_of_addresses_may_be_refused() {
+    let servers = named(2);
+    let [one, two] = [0, 1].map(|n| servers[n].addr);
+    let v6 = |of: SocketAddr| SocketAddr::new("::1".parse().unwrap(), of.port());
+    // Behind an alias, so that addresses do not come with the records.
+    let both = format!("{LOCAL}local AAAA ::1\nalias CNAME local\n");
+    let [first, second] = [one, two].map(|of| format!("_app._tcp SRV 0 0 {} alias\n", of.port()));
+    let mut nsd = Nsd::start(Some(&format!("{both}{first}")));
+    let front = Refusing::start(nsd.addr);
+    let running = Discovering::start(&keys(&[front.addr], ""));
+    running.wait_backends(&[one, v6(one)]);
+    front.refuses.store(true, SeqCst);
+    // What was known is valid for a second.
+    running.wait_error("alias.example AAAA");
+    nsd.set(&format!("{both}{first}{second}"));
+    running.wait_backends(&[one, two, v6(one)]);
+    // Its record goes, and with it what was at its port.
+    nsd.set(&format!("{both}{second}"));
+    running.wait_backends(&[two]);
+    front.refuses.store(false, SeqCst);
+    running.wait_backends(&[two, v6(two)]);
+    running.wait_answer();
+    front.refuses.store(true, SeqCst);
+    running.wait_error("REFUSED");
+    running.wait_backends(&[two, v6(two)]);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::{
         resolve::Resolver,
     },
     discover::{
-        SourceError,
+        Gap, SourceError,
         merge::{Known, Outcome},
     },
     plan::{Discover, Target},
@@ -60,6 +60,7 @@ impl Follower {
             journal: Arc::clone(journal),
             resolver: resolver.clone(),
             failures: None,
+            gap_logged: None,
             save_at: None,
         };
         Self {
@@ -76,6 +77,8 @@ struct Decider {
     journal: Arc<Journal>,
     resolver: Resolver,
     failures: Option<Failures>,
+    /// When it was last logged that answers are not whole, while they are not.
+    gap_logged: Option<Instant>,
     /// When what is in effect is to be saved.
     save_at: Option<Instant>,
 }
@@ -165,10 +168,11 @@ impl Decider {
     }
 
     fn report(&mut self, answer: &Answer, now: Instant) {
-        let upstream = &self.discovery.upstream;
         let kind = self.discover.source.kind().word();
         match answer {
-            Ok(_) => {
+            Ok(snapshot) => {
+                self.report_gap(snapshot.gap.as_ref(), now);
+                let upstream = &self.discovery.upstream;
                 if let Some(failures) = self.failures.take() {
                     let Failures { count, .. } = failures;
                     tracing::info!(%upstream, kind, failures = count,
@@ -180,6 +184,23 @@ impl Decider {
                 }
             }
             Err(error) => self.report_failure(error, now),
+        }
+    }
+
+    /// A part of an answer that is missing.
+    fn report_gap(&mut self, gap: Option<&Gap>, now: Instant) {
+        let upstream = &self.discovery.upstream;
+        let kind = self.discover.source.kind().word();
+        let Some(gap) = gap else {
+            if self.gap_logged.take().is_some() {
+                tracing::info!(%upstream, kind, "answer of the source of backends is whole again");
+            }
+            return;
+        };
+        if self.gap_logged.is_none_or(|at| now >= at + LOG_INTERVAL) {
+            self.gap_logged = Some(now);
+            tracing::warn!(%upstream, kind, error = gap.error.message,
+                "answer of the source of backends is not whole, keeping what may be missing");
         }
     }
 

@@ -98,6 +98,7 @@ impl EtcdState {
             backends: backends.collect::<Result<_, _>>()?,
             version: format!("revision {}", self.revision),
             valid_for: None,
+            gap: None,
         })
     }
 }

@@ -92,6 +92,7 @@ impl ServiceState {
             backends: all.into_values().map(|(_, found)| found).collect(),
             version: format!("resourceVersion {}", self.version),
             valid_for: None,
+            gap: None,
         })
     }
 

@@ -12,6 +12,34 @@ fn set(addresses: &str) -> Set {
     collect(addresses.chars().map(Found::new))
 }
 
+/// Of one target, in one family, at one port.
+#[test]
+fn what_an_answer_does_not_tell_stays() {
+    let named = |name: &str, address: &str| Found {
+        name: Some(name.to_owned()),
+        ..Found::new(address)
+    };
+    let all = [
+        named("a", "10.0.0.1:1"),
+        named("a", "[2001:db8::1]:1"),
+        named("a", "[2001:db8::1]:2"),
+        named("b", "[2001:db8::2]:1"),
+        Found::new("[2001:db8::3]:1"),
+        Found::new("a:1"),
+    ];
+    let mut merged = Merged::default();
+    merged.merge(Some(collect(all)), RULES, Instant::now());
+    let unknown = [Unknown {
+        name: "A".to_owned(),
+        port: 1,
+        is_ipv6: true,
+    }];
+    let mut answer = collect([named("a", "10.0.0.2:1")]);
+    merged.fill(&mut answer, &unknown);
+    let addresses: Vec<&str> = answer.keys().map(String::as_str).collect();
+    assert_eq!(addresses, ["10.0.0.2:1", "[2001:db8::1]:1"]);
+}
+
 /// A source in virtual time.
 struct Source {
     merged: Merged,

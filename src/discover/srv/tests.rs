@@ -74,7 +74,12 @@ fn ask(servers: &[SocketAddr]) -> Result<String, String> {
     let mut source = SrvRecords::new("_a._tcp.example", servers, &settings);
     let answer = runtime.block_on(source.next()).map_err(|e| e.message)?;
     let addresses: Vec<String> = answer.backends.into_iter().map(|b| b.address).collect();
-    Ok(addresses.join(" "))
+    let gap = answer.gap.map_or_else(String::new, |gap| {
+        let unknown = gap.unknown.into_iter();
+        let unknown = unknown.map(|u| format!(" {}:{} v6 {}", u.name, u.port, u.is_ipv6));
+        format!("; {}:{}", gap.error.message, unknown.collect::<String>())
+    });
+    Ok(addresses.join(" ") + &gap)
 }
 
 /// The record, with the address of its target where the kind asked for is that of SRV.
@@ -164,6 +169,66 @@ fn targets_of_which_nothing_is_known_are_an_error() {
         error.contains("example A") && error.contains("SERVFAIL"),
         "{error}"
     );
+}
+
+/// One family of addresses is enough, and of the other it is said what is not known. Without any
+/// address nothing is known of the target.
+#[test]
+fn addresses_of_one_family_are_enough() {
+    let of_kind = |asked: &[u8], kind: u8| asked.windows(4).any(|four| four == [0, kind, 0, 1]);
+    // What A and AAAA lead to: an address, none, no such name, an error.
+    let server = |v4: &'static str, v6: &'static str| {
+        Fake::start(move |asked| {
+            if of_kind(asked, 33) {
+                let records = ["h.example", "i.example"]
+                    .map(|target| record("_a._tcp.example", 9, srv(0, 0, 80, target)));
+                let known = [
+                    record("i.example", 9, Data::A([10, 0, 0, 9].into())),
+                    record(
+                        "i.example",
+                        9,
+                        Data::Aaaa("2001:db8::9".parse().expect("one")),
+                    ),
+                ];
+                return vec![reply(asked, [0x84, 0], [&records, &[], &known])];
+            }
+            let (what, address) = match of_kind(asked, 1) {
+                true => (v4, Data::A([10, 0, 0, 1].into())),
+                false => (v6, Data::Aaaa("2001:db8::1".parse().expect("one"))),
+            };
+            let found = [record("h.example", 9, address)];
+            vec![match what {
+                "some" => reply(asked, [0x84, 0], [&found, &[], &[]]),
+                "none" => reply(asked, [0x84, 0], [&[], &[], &[]]),
+                "no name" => reply(asked, [0x84, 3], [&[], &[], &[]]),
+                _ => reply(asked, [0x80, 5], [&[], &[], &[]]),
+            }]
+        })
+    };
+    let asked = |v4, v6| {
+        let server = server(v4, v6);
+        let port = server.address.to_string();
+        ask(&[server.address]).map(|text| text.replace(&port, "SERVER"))
+    };
+    let one = |text: &str| Ok(text.to_owned());
+    assert_eq!(
+        asked("no name", "error"),
+        one("10.0.0.9:80 [2001:db8::9]:80")
+    );
+    assert_eq!(
+        asked("some", "error"),
+        one("10.0.0.1:80 10.0.0.9:80 [2001:db8::9]:80; \
+             h.example AAAA: SERVER: REFUSED: h.example:80 v6 true")
+    );
+    assert_eq!(
+        asked("error", "some"),
+        one("10.0.0.9:80 [2001:db8::1]:80 [2001:db8::9]:80; \
+             h.example A: SERVER: REFUSED: h.example:80 v6 false")
+    );
+    for (v4, v6) in [("none", "error"), ("error", "none"), ("error", "error")] {
+        let error = asked(v4, v6).expect_err("nothing is known of one target");
+        assert!(error.contains("REFUSED"), "{error}");
+    }
 }
 
 #[test]
