@@ -115,7 +115,9 @@ impl CheckRecord {
             }
             Evidence::Role | Evidence::OtherRole => {
                 may_change |= self.conclude(now);
-                self.evidence = PrimaryEvidence::default();
+                // Another claim may be the better one now, even before the verdict changes.
+                let before = std::mem::take(&mut self.evidence);
+                may_change |= before.role_since.is_some() || before.epoch.is_some();
             }
             Evidence::MayHaveRestarted => {
                 let before = (
