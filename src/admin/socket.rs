@@ -2,7 +2,7 @@
 
 use crate::{
     runtime::net::{FileRights, SocketFile, listen_unix},
-    sys::blocking,
+    sys::{blocking, files},
 };
 use rustix::fs::Mode;
 use std::{
@@ -40,16 +40,6 @@ impl fmt::Display for SocketError {
     }
 }
 
-/// Below a folder that is there, as /run/tembuku after a start of the machine. Where that is not
-/// possible the error is that of the socket.
-fn make_folder(path: &Path) {
-    let Some(folder) = path.parent().filter(|folder| !folder.exists()) else {
-        return;
-    };
-    let mode = Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH;
-    let _ = rustix::fs::mkdir(folder, mode);
-}
-
 /// The file must be kept for as long as the socket is served.
 pub async fn listen(path: &Path) -> Result<(UnixListener, SocketFile), SocketError> {
     let failed = |error: io::Error| SocketError {
@@ -63,7 +53,8 @@ pub async fn listen(path: &Path) -> Result<(UnixListener, SocketFile), SocketErr
         group: None,
     };
     let bind = move || {
-        make_folder(&owned);
+        // As /run/tembuku after a start of the machine.
+        files::make_folder_of(&owned);
         listen_unix(&owned, BACKLOG, &rights)
     };
     let bound = blocking::call(blocking::LIMIT, bind).await.flatten();

@@ -50,6 +50,18 @@ fn wait_readable(file: &File, limit: Duration) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::TimedOut, text))
 }
 
+/// Makes the folder of a file, below one that is there. Where that is not possible the error is that
+/// of the file.
+pub fn make_folder_of(path: &Path) {
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder.filter(|folder| !folder.exists()) {
+        let mode = Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH;
+        let _ = rustix::fs::mkdir(folder, mode);
+    }
+}
+
 /// Opens for appending, and creates what is not there. Writes do not block: see [`wait_writable`].
 pub fn append(path: &Path) -> io::Result<File> {
     let flags = OFlags::WRONLY

@@ -290,7 +290,10 @@ fn open(destination: &Destination) -> io::Result<File> {
     let stream = match destination {
         Destination::Stdout => io::stdout().as_fd().try_clone_to_owned(),
         Destination::Stderr => io::stderr().as_fd().try_clone_to_owned(),
-        Destination::File(path) => return files::append(path),
+        Destination::File(path) => {
+            files::make_folder_of(path);
+            return files::append(path);
+        }
     };
     stream.map(File::from)
 }
@@ -304,8 +307,8 @@ mod tests {
     #[test]
     fn lines_arrive_in_order_and_a_reopened_file_is_a_new_one() {
         let folder = std::env::temp_dir().join(format!("tembuku-lines-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("a folder");
         let (path, moved) = (folder.join("log"), folder.join("log.1"));
+        // The folder is made.
         let lines = Lines::open(Destination::File(path.clone())).expect("opened");
         (0..100).for_each(|i| lines.write(format!("{i}\n").into_bytes()));
         lines.flush();
