@@ -1,6 +1,6 @@
 //! Values of single keys, from text and back.
 
-pub(super) mod access;
+pub(crate) mod access;
 pub(super) mod access_log;
 pub(super) mod address;
 pub(super) mod duration;

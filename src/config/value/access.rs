@@ -9,6 +9,10 @@ use crate::{
     plan::{AccessRule, PeerSet},
 };
 
+/// What an import writes for a rule that it cannot carry over: without it clients would be served
+/// that the rule refuses.
+pub(crate) const UNDECIDED: &str = "undecided";
+
 pub(crate) fn parse(text: &str) -> Result<AccessRule, Fault> {
     read(text).map_err(|fault| {
         fault.or_hint(
@@ -18,6 +22,15 @@ pub(crate) fn parse(text: &str) -> Result<AccessRule, Fault> {
 }
 
 fn read(text: &str) -> Result<AccessRule, Fault> {
+    if text == UNDECIDED {
+        return Err(Fault::new(format!(
+            "{UNDECIDED:?} stands for an access rule that an import could not carry over"
+        ))
+        .hint(
+            "put \"allow PEER\" or \"deny PEER\" in its place; without the line the clients that \
+             the rule refuses are served",
+        ));
+    }
     let mut words = text.split_whitespace();
     let (Some(verb), Some(peers), None) = (words.next(), words.next(), words.next()) else {
         return Err(Fault::new(format!("{text:?} is no access rule")).hint(
