@@ -12,11 +12,14 @@ use crate::{
 use clap::{Args, Subcommand};
 use document::{Document, List};
 use std::{
-    io::{self, Read as _},
+    io::{self, IsTerminal as _, Read as _},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
+const OUTPUT: &str = "The configuration goes to standard output: `> tembuku.toml`. What became of \
+                      each directive goes to standard error. Exit code 1: nothing can be imported, \
+                      or `tembuku check` refuses the result.";
 /// A larger file is no configuration.
 const MOST_BYTES: u64 = 16 << 20;
 
@@ -30,8 +33,10 @@ pub(super) struct Import {
 enum From {
     /// The `stream` block, or an `http` block with `upstream` and `proxy_pass`; includes are read.
     /// Also what `nginx -T` prints
+    #[command(after_help = OUTPUT)]
     Nginx(Input),
     /// The `frontend`, `backend` and `listen` sections of `mode tcp`
+    #[command(after_help = OUTPUT)]
     Haproxy(Input),
 }
 
@@ -39,7 +44,7 @@ enum From {
 struct Input {
     /// The file, or `-` for standard input
     file: PathBuf,
-    /// Fail if a directive is not carried over
+    /// Exit with 1 if a directive is not carried over
     #[arg(long)]
     strict: bool,
 }
@@ -54,7 +59,9 @@ pub(super) fn run(arguments: &Import) -> ExitCode {
         From::Haproxy(input) => (input, haproxy::import, "HAProxy"),
     };
     let name = input.file.display().to_string();
-    let result = read(&input.file).and_then(|text| convert(&text, &name));
+    let result = read(&input.file).and_then(|text| {
+        convert(&text, &name).map_err(|why| format!("{why}{}", other_program(&text, program)))
+    });
     match result.and_then(|document| write(document, program)) {
         Ok(has_lost) => match has_lost && input.strict {
             true => ExitCode::FAILURE,
@@ -72,9 +79,34 @@ pub(super) fn run(arguments: &Import) -> ExitCode {
     }
 }
 
+/// What the text is, if not of this program.
+fn other_program(text: &str, program: &str) -> &'static str {
+    const OF_HAPROXY: [&str; 5] = ["global", "defaults", "frontend", "backend", "listen"];
+    let begins = |line: &str| {
+        line.split_whitespace()
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let is_haproxy =
+        |line: &str| OF_HAPROXY.contains(&begins(line).as_str()) && !line.contains([';', '{', '=']);
+    let is_nginx = |line: &str| line.trim_end().ends_with(['{', ';']);
+    match program {
+        _ if text.trim().is_empty() => "\n  hint: there is nothing in it: has a command failed?",
+        "nginx" if text.lines().any(is_haproxy) => {
+            "\n  hint: is it of HAProxy? `tembuku import haproxy FILE`"
+        }
+        "HAProxy" if text.lines().any(is_nginx) => {
+            "\n  hint: is it of nginx? `tembuku import nginx FILE`"
+        }
+        _ => "",
+    }
+}
+
 /// Returns whether anything is not carried over.
 fn write(mut document: Document, program: &str) -> Result<bool, String> {
-    complain(&document.lists());
+    let report = document.report();
+    complain(&report.to_string());
     if document.sections.is_empty() {
         return Err("error: nothing can be imported".to_owned());
     }
@@ -93,13 +125,16 @@ fn write(mut document: Document, program: &str) -> Result<bool, String> {
     if let Err(problems) = config::parse(&toml, "the result") {
         return Err(format!("{problems}"));
     }
-    Ok(document.has(List::Lost))
+    Ok(report.has(List::Lost))
 }
 
 fn read(path: &Path) -> Result<String, String> {
     let bytes = match path == Path::new("-") {
         true => {
             let mut bytes = Vec::new();
+            if io::stdin().is_terminal() {
+                complain("reading standard input up to Ctrl-D\n");
+            }
             let input = io::stdin().lock().take(MOST_BYTES + 1);
             { input }.read_to_end(&mut bytes).map(|_| bytes)
         }
@@ -124,6 +159,7 @@ fn read(path: &Path) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::{collection::vec, prelude::*};
 
     /// The first block in this language of a page.
     fn block(page: &str, language: &str) -> String {
@@ -157,7 +193,22 @@ mod tests {
             let made: toml::Table = document.toml().parse().expect("TOML");
             let shown: toml::Table = block(page, "toml").parse().expect("TOML");
             assert_eq!(made, shown, "{page}");
-            assert!(!document.has(List::Lost), "{}", document.lists());
+            let report = document.report();
+            assert!(!report.has(List::Lost), "{report}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_the_other_program_is_recognised() {
+        for (page, language, convert, program) in PROGRAMS {
+            let text = block(page, language);
+            assert_eq!(other_program(&text, program), "");
+            let (_, _, other, of) = PROGRAMS.into_iter().find(|p| p.3 != program).expect("two");
+            assert!(other(&text, "f").is_err() && convert(&text, "f").is_ok());
+            assert!(
+                other_program(&text, of).contains("`tembuku import "),
+                "{page}"
+            );
         }
     }
 
@@ -169,7 +220,7 @@ mod tests {
             let try_it = |text: &str| {
                 if let Ok(mut document) = convert(text, "f") {
                     document.complete(program);
-                    let _ = (document.toml(), document.lists());
+                    let _ = (document.toml(), document.report().to_string());
                 }
             };
             for (n, _) in text.char_indices() {
@@ -186,6 +237,237 @@ mod tests {
                 let without: Vec<&str> = [&words[..n], &words[n + 1..]].concat();
                 try_it(&without.join(" "));
             }
+        }
+    }
+
+    /// The lines that entries of the report stand for, each as often as it is in one.
+    fn reported(report: &str) -> Vec<usize> {
+        let entries = report.lines().filter_map(|line| line.strip_prefix("  f:"));
+        let range = |entry: &str| {
+            let range = entry.split_once(": ").expect("a place").0;
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            let [first, last] = [first, last].map(|n| n.parse::<usize>().expect("a line"));
+            first..=last
+        };
+        let mut lines: Vec<usize> = entries.flat_map(range).collect();
+        lines.sort_unstable();
+        lines
+    }
+
+    /// Each line is a directive, or what ends a block.
+    #[track_caller]
+    fn assert_reported_once(convert: Convert, text: &str) {
+        let Ok(document) = convert(text, "f") else {
+            return;
+        };
+        let report = document.report().to_string();
+        let numbered = text.lines().enumerate().map(|(n, line)| (n + 1, line));
+        let is_directive = |(_, line): &(usize, &str)| !["", "}"].contains(&line.trim());
+        let wanted = numbered.filter(is_directive).map(|(n, _)| n);
+        // Ends of blocks are within the ranges of what is left out.
+        let is_end = |n: &usize| text.lines().nth(n - 1).is_some_and(|l| l.trim() == "}");
+        let found = reported(&report).into_iter().filter(|n| !is_end(n));
+        assert_eq!(
+            found.collect::<Vec<_>>(),
+            wanted.collect::<Vec<_>>(),
+            "{text}\n{report}"
+        );
+        assert!(
+            !report.contains("nothing is known of it"),
+            "{text}\n{report}"
+        );
+    }
+
+    const OF_HAPROXY: [&str; 64] = [
+        "mode tcp",
+        "mode http",
+        "bind :1",
+        "bind :2 accept-proxy",
+        "bind :3 ssl crt x",
+        "log global",
+        "log /dev/log local0",
+        "no log",
+        "option tcplog",
+        "option httplog",
+        "option dontlognull",
+        "no option dontlognull",
+        "log-format x",
+        "log-tag y",
+        "option logasap",
+        "balance source",
+        "balance leastconn",
+        "balance uri",
+        "hash-type consistent",
+        "stick on src",
+        "stick-table type ip size 1m",
+        "timeout client 5s",
+        "timeout server 1m",
+        "timeout connect 3s",
+        "timeout queue 1m",
+        "timeout check 1s",
+        "timeout tunnel 1h",
+        "timeout client-fin 3s",
+        "timeout http-request 3s",
+        "timeout connect x",
+        "retries 3",
+        "option redispatch",
+        "option tcpka",
+        "option clitcpka",
+        "clitcpka-idle 3s",
+        "maxconn 300",
+        "backlog 5",
+        "rate-limit sessions 9",
+        "default_backend b",
+        "use_backend b",
+        "use_backend b if x",
+        "acl x src 10.0.0.0/8",
+        "acl y src -f /list",
+        "tcp-request connection reject if x",
+        "tcp-request connection reject if y",
+        "tcp-request content accept if x",
+        "tcp-request content accept if z",
+        "tcp-request inspect-delay 5s",
+        "tcp-request connection track-sc0 src",
+        "option tcp-check",
+        "tcp-check send PING",
+        "tcp-check expect string +PONG",
+        "tcp-check connect port 5",
+        "option httpchk GET /primary",
+        "http-check expect status 200",
+        "option mysql-check user a",
+        "default-server inter 3s maxconn 9 maxqueue 3",
+        "server a 10.0.0.1:1 check",
+        "server b 10.0.0.2:1 backup weight x",
+        "server c d:1 frob 3 observe layer4",
+        "server a 10.0.0.1:1",
+        "server e 10.0.0.3",
+        "stats enable",
+        "frobnicate now",
+    ];
+    const SECTIONS: [&str; 12] = [
+        "defaults",
+        "global",
+        "listen a",
+        "listen c :5",
+        "frontend f",
+        "frontend g",
+        "backend b",
+        "backend unused",
+        "resolvers r",
+        "peers p",
+        "userlist u",
+        "cache c",
+    ];
+    const OF_NGINX: [&str; 64] = [
+        "listen 1;",
+        "listen 2 udp;",
+        "listen 3 ssl;",
+        "listen 4 proxy_protocol so_keepalive=on;",
+        "proxy_pass u;",
+        "proxy_pass v;",
+        "proxy_pass a.example:1;",
+        "proxy_pass $x;",
+        "proxy_timeout 1h;",
+        "proxy_timeout 0;",
+        "proxy_connect_timeout 1s;",
+        "proxy_protocol on;",
+        "proxy_protocol off;",
+        "proxy_responses 1;",
+        "proxy_responses 0;",
+        "proxy_requests 2;",
+        "proxy_half_close on;",
+        "proxy_half_close off;",
+        "proxy_socket_keepalive on;",
+        "proxy_next_upstream off;",
+        "proxy_next_upstream on;",
+        "proxy_next_upstream_tries 3;",
+        "proxy_upload_rate 1m;",
+        "proxy_download_rate 0;",
+        "set_real_ip_from 10.0.0.0/8;",
+        "proxy_protocol_timeout 3s;",
+        "tcp_nodelay on;",
+        "tcp_nodelay off;",
+        "allow 10.0.0.1/8;",
+        "deny all;",
+        "deny x.example;",
+        "allow unix:;",
+        "limit_conn z 3;",
+        "limit_conn none 3;",
+        "limit_conn_zone $remote_addr zone=z:1m;",
+        "limit_conn_dry_run on;",
+        "access_log /var/log/a basic;",
+        "access_log off;",
+        "error_log /var/log/e warn;",
+        "log_format basic '$status';",
+        "ssl_preread on;",
+        "ssl_certificate /c;",
+        "server_name a.example;",
+        "resolver 10.0.0.1;",
+        "set $x a:1;",
+        "proxy_bind 10.0.0.1;",
+        "js_access a;",
+        "return 1;",
+        "frobnicate on;",
+        "include not-here.conf;",
+        "include not-here/*;",
+        "hash $remote_addr consistent;",
+        "hash $request_uri;",
+        "least_conn;",
+        "random two;",
+        "ip_hash;",
+        "zone a 1m;",
+        "keepalive 3;",
+        "server 10.0.0.1:1;",
+        "server 10.0.0.1:1 weight=2;",
+        "server a.example:1 backup frob=1;",
+        "server b.example service=x;",
+        "worker_processes 2;",
+        "auth_basic x;",
+    ];
+    const BLOCKS: [&str; 8] = [
+        "server {",
+        "upstream u {",
+        "upstream v {",
+        "map $remote_addr $x {",
+        "events {",
+        "location / {",
+        "location /x {",
+        "if ($x) {",
+    ];
+
+    proptest! {
+        #[test]
+        fn every_line_of_haproxy_is_reported_once(
+            sections in vec((0..SECTIONS.len(), vec(0..OF_HAPROXY.len(), 0..9)), 1..8),
+        ) {
+            let mut text = String::new();
+            for (section, lines) in sections {
+                text.push_str(&format!("{}\n", SECTIONS[section]));
+                for line in lines {
+                    text.push_str(&format!("  {}\n", OF_HAPROXY[line]));
+                }
+            }
+            assert_reported_once(haproxy::import, &text);
+        }
+
+        #[test]
+        fn every_line_of_nginx_is_reported_once(
+            outer in prop::sample::select(&["stream {", "http {", "server {"][..]),
+            main in vec(0..OF_NGINX.len(), 0..3),
+            blocks in vec((0..BLOCKS.len(), vec(0..OF_NGINX.len(), 0..9), 0..BLOCKS.len()), 1..8),
+        ) {
+            let lines = |lines: Vec<usize>| {
+                let lines = lines.into_iter().map(|line| format!("{}\n", OF_NGINX[line]));
+                lines.collect::<String>()
+            };
+            let mut text = format!("{}{outer}\n", lines(main.clone()));
+            for (block, inside, inner) in blocks {
+                text.push_str(&format!("{}\n{}", BLOCKS[block], lines(inside.clone())));
+                text.push_str(&format!("{}\n{}}}\n}}\n", BLOCKS[inner], lines(inside)));
+            }
+            text.push_str(&lines(main));
+            text.push_str("}\nhttp {\nserver {\nlisten 80;\n}\n}\n");
+            assert_reported_once(nginx::import, &text);
         }
     }
 }

@@ -438,7 +438,8 @@ fn what_is_lost_is_listed_and_strict_fails() {
     assert!(output.status.success(), "{lists}");
     for part in [
         "not carried over: 2",
-        "nginx.conf:4: `server` is left out: TLS of sessions is not supported yet",
+        "nginx.conf:3-5: `server`: left out because of",
+        "nginx.conf:4: TLS of sessions is not supported yet",
         "nginx.conf:7: `proxy_bind 10.0.0.9`: the source address",
         "servers.conf:1: listen 7001",
     ] {
@@ -472,6 +473,15 @@ fn what_is_lost_is_listed_and_strict_fails() {
             "{shown}"
         );
     }
+    // The result is there, and refused.
+    let lost = "stream { server { listen 7001; proxy_pass 10.0.0.1:1; js_access a.b; } }";
+    let file = dir.write("access.conf", lost);
+    let output = cli(&["import", "nginx", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output).contains("stands for an access rule"));
+    let file = dir.write("access.toml", &stdout(&output));
+    let output = cli(&["check", "-c", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     let output = cli(&["import", "nginx", "/nonexistent/nginx.conf"]);
     assert!(!output.status.success() && text(&output).contains("cannot read"));
 }

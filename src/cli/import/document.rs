@@ -1,18 +1,26 @@
-//! What an import makes: a configuration whose lines name where they come from, and three lists.
+//! What an import makes: a configuration whose lines name where they come from, and lists of what
+//! became of each directive.
 
-use crate::config::text::quote::{key, quoted};
+use crate::config::{
+    text::quote::{key, quoted},
+    value::access::UNDECIDED,
+};
+use ipnet::IpNet;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
+    net::IpAddr,
     rc::Rc,
 };
 
-/// A line of a file that is imported.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+/// A directive of a file that is imported.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Place {
     pub(super) file: Rc<str>,
     /// From 1.
     pub(super) line: usize,
+    /// The position among the words of the file: several directives may stand on a line.
+    pub(super) word: usize,
 }
 
 impl fmt::Display for Place {
@@ -21,19 +29,29 @@ impl fmt::Display for Place {
     }
 }
 
-/// What became of a directive.
+/// What became of a directive. Of several the last one in this order is that of the directive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum List {
+    /// Nothing has to be written for it.
+    Unneeded,
     Carried,
     Differs,
     Lost,
 }
 
+/// All of them, as they are shown.
+const LISTS: [(List, &str); 4] = [
+    (List::Carried, "carried over"),
+    (List::Unneeded, "not needed"),
+    (List::Differs, "differs"),
+    (List::Lost, "not carried over"),
+];
+
 #[derive(Debug)]
-pub(super) struct Note {
-    pub(super) list: List,
-    pub(super) place: Place,
-    pub(super) text: String,
+struct Note {
+    list: List,
+    place: Place,
+    text: String,
 }
 
 /// A table of the configuration.
@@ -72,43 +90,100 @@ impl Section {
         self.lines.iter().any(|(line, _)| is_it(line))
     }
 
-    /// A list with a line for each item; each item is TOML.
-    pub(super) fn set_list(&mut self, key: &str, items: Vec<(String, Place)>) {
+    /// A list with a line for each item, which is TOML, and its comment.
+    pub(super) fn set_list(&mut self, key: &str, items: Vec<(String, String)>) {
         self.lines.push((format!("{key} = ["), None));
         let items = items.into_iter();
         self.lines
-            .extend(items.map(|(item, place)| (format!("  {item},"), Some(place.to_string()))));
+            .extend(items.map(|(item, comment)| (format!("  {item},"), Some(comment))));
         self.lines.push(("]".to_owned(), None));
     }
+}
+
+/// What stands for an access rule that cannot be carried over: `check` refuses it.
+pub(super) fn undecided(place: &Place, text: &str) -> (String, String) {
+    (quoted(UNDECIDED), format!("{place}: {}", shown(text)))
+}
+
+/// The network of an access rule, without bits beyond its length, which other programs ignore.
+pub(super) fn network(text: &str) -> Option<String> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Some(address.to_string());
+    }
+    let (address, length) = text.split_once('/')?;
+    let address: IpAddr = address.parse().ok()?;
+    let network = match length.parse::<IpAddr>() {
+        Ok(mask) => IpNet::with_netmask(address, mask).ok()?,
+        Err(_) => IpNet::new(address, length.parse().ok()?).ok()?,
+    };
+    Some(network.trunc().to_string())
 }
 
 /// The whole result.
 #[derive(Debug, Default)]
 pub(super) struct Document {
     pub(super) sections: Vec<Section>,
-    pub(super) notes: Vec<Note>,
-    names: BTreeSet<String>,
-    listed: BTreeSet<String>,
-    noted: BTreeSet<Place>,
+    /// What is read, as it is quoted.
+    directives: BTreeMap<Place, String>,
+    notes: Vec<Note>,
+    /// How many notes a directive has.
+    noted: HashMap<Place, usize>,
+    /// The blocks that are in a list as a whole, and the directives in them.
+    whole: Vec<(Place, Vec<Place>)>,
+    /// The names of sections, each with the largest number behind it.
+    names: HashMap<String, usize>,
     /// What the other program does where its configuration says nothing, and this one does not.
     defaults: BTreeMap<&'static str, String>,
 }
 
 impl Document {
-    pub(super) fn note(&mut self, list: List, place: &Place, text: impl Into<String>) {
-        let place = place.clone();
-        let text = text.into().replace('\r', "\\r").replace('\n', "\\n");
-        // What holds for several servers is listed once.
-        if !self.listed.insert(format!("{list:?} {place} {text}")) {
-            return;
+    /// A directive that has to be in one of the lists.
+    pub(super) fn read(&mut self, place: &Place, text: &str) {
+        if !self.directives.contains_key(place) {
+            self.directives.insert(place.clone(), shown(text));
         }
-        self.noted.insert(place.clone());
+    }
+
+    /// `text` says why; it may be empty for what is carried over.
+    pub(super) fn note(&mut self, list: List, place: &Place, text: impl Into<String>) {
+        let (place, text) = (place.clone(), one_line(&text.into()));
+        *self.noted.entry(place.clone()).or_default() += 1;
         self.notes.push(Note { list, place, text });
     }
 
-    /// Whether a list has this line.
+    /// Whether something is said of the directive.
     pub(super) fn is_noted(&self, place: &Place) -> bool {
-        self.noted.contains(place)
+        self.noted.get(place).is_some_and(|count| *count > 0)
+    }
+
+    /// For `take_back`.
+    pub(super) fn count(&self) -> [usize; 2] {
+        [self.notes.len(), self.whole.len()]
+    }
+
+    /// Takes back all notes but the first ones, as many as there were.
+    pub(super) fn take_back(&mut self, [notes, whole]: [usize; 2]) {
+        for note in self.notes.drain(notes..) {
+            self.noted.entry(note.place).and_modify(|count| *count -= 1);
+        }
+        self.whole.truncate(whole);
+    }
+
+    /// A block with everything in it of which nothing else is said.
+    pub(super) fn note_whole(
+        &mut self,
+        list: List,
+        place: &Place,
+        inside: Vec<Place>,
+        text: impl Into<String>,
+    ) {
+        self.note(list, place, text);
+        self.whole.push((place.clone(), inside));
+    }
+
+    /// The directives in blocks that are in a list as a whole.
+    pub(super) fn in_whole_blocks(&self) -> HashSet<&Place> {
+        self.whole.iter().flat_map(|(_, inside)| inside).collect()
     }
 
     /// For every section that does not set this key itself. `value` is TOML.
@@ -118,7 +193,7 @@ impl Document {
 
     /// The first of the names that no other section of this `kind` has.
     pub(super) fn first_name(&mut self, kind: &str, wanted: &[String]) -> String {
-        let is_free = |name: &&String| !self.names.contains(&format!("{kind} {}", plain(name)));
+        let is_free = |name: &&String| !self.names.contains_key(&format!("{kind} {}", plain(name)));
         let free = wanted.iter().find(is_free).or(wanted.last());
         let free = free.cloned().unwrap_or_default();
         self.name(kind, &free)
@@ -127,12 +202,17 @@ impl Document {
     /// A name like `wanted` that no other section of this `kind` has.
     pub(super) fn name(&mut self, kind: &str, wanted: &str) -> String {
         let plain = plain(wanted);
-        let mut names = (1..).map(|n| match n {
-            1 => plain.clone(),
-            n => format!("{plain}-{n}"),
-        });
-        let free = names.find(|name| self.names.insert(format!("{kind} {name}")));
-        free.unwrap_or(plain)
+        let key = |name: &str| format!("{kind} {name}");
+        // The numbers up to this one are taken.
+        let mut number = self.names.get(&key(&plain)).copied().unwrap_or(0);
+        let mut name = plain.clone();
+        while self.names.contains_key(&key(&name)) {
+            number += 1;
+            name = format!("{plain}-{}", number + 1);
+        }
+        self.names.insert(key(&plain), number);
+        self.names.insert(key(&name), 0);
+        name
     }
 
     /// Puts what no line of the other program is for before the sections: the commands need
@@ -169,10 +249,6 @@ impl Document {
         headers.any(|(header, _)| header.starts_with("[listeners."))
     }
 
-    pub(super) fn has(&self, list: List) -> bool {
-        self.notes.iter().any(|note| note.list == list)
-    }
-
     /// The configuration.
     pub(super) fn toml(&self) -> String {
         const COLUMN: usize = 50;
@@ -191,22 +267,128 @@ impl Document {
         out
     }
 
-    /// The three lists, as text.
-    pub(super) fn lists(&self) -> String {
-        let mut out = String::new();
-        for (list, title) in [
-            (List::Carried, "carried over"),
-            (List::Differs, "differs"),
-            (List::Lost, "not carried over"),
-        ] {
-            let mut notes: Vec<&Note> = self.notes.iter().filter(|n| n.list == list).collect();
-            notes.sort_by_key(|note| (&note.place.file, note.place.line));
-            out.push_str(&format!("{title}: {}\n", notes.len()));
-            for note in notes {
-                out.push_str(&format!("  {}: {}\n", note.place, note.text));
+    /// Each directive in one list.
+    pub(super) fn report(&self) -> Report {
+        let mut notes = BTreeMap::<&Place, Vec<&Note>>::new();
+        for note in &self.notes {
+            notes.entry(&note.place).or_default().push(note);
+        }
+        let mut report = Report::default();
+        let mut covered = HashSet::<&Place>::new();
+        for (block, inside) in &self.whole {
+            let list = verdict(notes.get(block).map_or(&[], Vec::as_slice)).0;
+            let is_open = |place: &&Place| !notes.contains_key(*place) && !covered.contains(place);
+            let mut inside: Vec<&Place> = inside.iter().filter(is_open).collect();
+            // The file of the block first.
+            inside.sort_by_key(|place| (place.file != block.file, *place));
+            covered.extend(&inside);
+            let mut rest = inside.into_iter().peekable();
+            let mut first = block;
+            loop {
+                let mut last = first;
+                // Another file, or something between them that is said on its own.
+                let mut others = self
+                    .directives
+                    .range(first..)
+                    .skip(1)
+                    .map(|(place, _)| place);
+                while let Some(next) =
+                    rest.next_if(|next| next.file == first.file && others.next() == Some(*next))
+                {
+                    last = next;
+                }
+                let text = match first == block {
+                    true => verdict(notes.get(block).map_or(&[], Vec::as_slice)).1,
+                    false => format!("in {block}"),
+                };
+                report.add(self, list, first, last.line, &text);
+                match rest.next() {
+                    Some(next) => first = next,
+                    None => break,
+                }
+            }
+            covered.insert(block);
+        }
+        for place in self
+            .directives
+            .keys()
+            .filter(|place| !covered.contains(place))
+        {
+            let (list, text) = verdict(notes.get(place).map_or(&[], Vec::as_slice));
+            report.add(self, list, place, place.line, &text);
+        }
+        report.lines.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
+        report
+    }
+}
+
+/// The lists.
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    lines: Vec<(List, Place, String)>,
+}
+
+impl Report {
+    fn add(&mut self, document: &Document, list: List, place: &Place, last: usize, text: &str) {
+        let directive = document.directives.get(place).map_or("", String::as_str);
+        let range = match last > place.line {
+            true => format!("{place}-{last}"),
+            false => place.to_string(),
+        };
+        let line = match text.is_empty() {
+            true => format!("{range}: {directive}"),
+            false => format!("{range}: `{directive}`: {text}"),
+        };
+        self.lines.push((list, place.clone(), line));
+    }
+
+    pub(super) fn has(&self, list: List) -> bool {
+        self.lines.iter().any(|(of, ..)| *of == list)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (list, title) in LISTS {
+            let lines = || self.lines.iter().filter(|(of, ..)| *of == list);
+            writeln!(f, "{title}: {}", lines().count())?;
+            for (_, _, line) in lines() {
+                writeln!(f, "  {line}")?;
             }
         }
-        out
+        Ok(())
+    }
+}
+
+/// The list of a directive, and the text of its notes there.
+fn verdict(notes: &[&Note]) -> (List, String) {
+    let Some(list) = notes.iter().map(|note| note.list).max() else {
+        return (List::Lost, "nothing is known of it".to_owned());
+    };
+    let mut texts: Vec<&str> = Vec::new();
+    let is_of = |note: &&&Note| match list {
+        List::Lost => note.list >= List::Differs,
+        list => note.list == list,
+    };
+    for note in notes.iter().filter(is_of) {
+        // What holds for several servers is said once.
+        if !note.text.is_empty() && !texts.contains(&note.text.as_str()) {
+            texts.push(&note.text);
+        }
+    }
+    (list, texts.join("; "))
+}
+
+fn one_line(text: &str) -> String {
+    text.replace('\r', "\\r").replace('\n', "\\n")
+}
+
+/// A directive as it is quoted: not all of a long one.
+pub(super) fn shown(text: &str) -> String {
+    let text = one_line(text.trim_end());
+    match text.char_indices().nth(80) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text,
     }
 }
 

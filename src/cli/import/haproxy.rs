@@ -4,13 +4,14 @@ mod access;
 mod backend;
 mod check;
 mod frontend;
+mod log;
 mod rest;
 mod server;
 mod syntax;
 
 use super::document::{Document, List, Place, Section};
 use crate::config::text::quote::quoted;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use syntax::{Block, Line};
 
 /// Converts the text of a file; `origin` is its name. An error is a whole message.
@@ -24,50 +25,38 @@ pub(super) fn import(text: &str, origin: &str) -> Result<Document, String> {
             "{origin}: there is no `frontend` and no `listen` section to import"
         ));
     }
+    let targets = ["backend", "listen"].into_iter().flat_map(|kind| {
+        let blocks = blocks.iter().rev().filter(move |block| block.kind == kind);
+        blocks.map(|block| (block.name.as_str(), block))
+    });
     let mut import = Import {
         document: Document::default(),
-        blocks: &blocks,
+        targets: targets.collect(),
         made: BTreeMap::new(),
+        log: log::Logs::new(&blocks),
     };
+    for line in blocks
+        .iter()
+        .flat_map(|block| [&block.header].into_iter().chain(&block.lines))
+    {
+        import.document.read(&line.place, &line.text());
+    }
     for block in &blocks {
-        match block.kind.as_str() {
-            "global" => import.global(block),
-            "frontend" | "listen" => import.frontend(block),
-            "defaults" => {}
-            "backend" | "userlist" | "mailers" | "http-errors" | "cache" => {}
-            "resolvers" => import.note(
-                List::Carried,
-                &block.place,
-                "resolvers: nothing to write, names are resolved again by default",
-            ),
-            kind => {
-                let text = format!("`{kind} {}`: no counterpart", block.name);
-                import.note(List::Lost, &block.place, &text);
-            }
-        }
+        import.block(block);
     }
-    for block in blocks.iter().filter(|block| block.kind == "backend") {
-        if !import.made.contains_key(&block.name) {
-            let text = format!(
-                "`backend {}`: no section that is imported uses it",
-                block.name
-            );
-            import.note(List::Lost, &block.place, &text);
-        }
-    }
+    import.unused(&blocks);
+    import.write_log();
     Ok(import.document)
 }
-
-/// HAProxy logs to syslog.
-const LOG: &str = "write [log] access = \"/var/log/tembuku/access.log\" for a log of sessions, \
-                   in JSON; docs/coming-from-haproxy.md names its fields";
 
 /// What is known while a configuration is converted.
 struct Import<'a> {
     document: Document,
-    blocks: &'a [Block],
+    /// The sections with servers, by name.
+    targets: HashMap<&'a str, &'a Block>,
     /// The names of sections of upstreams by those of `backend` or `listen`.
     made: BTreeMap<String, String>,
+    log: log::Logs,
 }
 
 impl Import<'_> {
@@ -76,32 +65,66 @@ impl Import<'_> {
     }
 
     fn carried(&mut self, line: &Line) {
-        self.document.note(List::Carried, &line.place, line.text());
-    }
-
-    /// Unless something else is said of the line.
-    fn carried_once(&mut self, line: &Line) {
-        if !self.document.is_noted(&line.place) {
-            self.carried(line);
-        }
+        self.note(List::Carried, &line.place, "");
     }
 
     fn harmless(&mut self, line: &Line, why: &str) {
-        let text = format!("{}: nothing to write, {why}", line.text());
-        self.document.note(List::Carried, &line.place, text);
+        self.note(List::Unneeded, &line.place, why);
     }
 
     fn differs(&mut self, line: &Line, how: &str) {
-        self.document.note(
-            List::Differs,
-            &line.place,
-            format!("`{}`: {how}", line.text()),
-        );
+        self.note(List::Differs, &line.place, how);
     }
 
     fn lost(&mut self, line: &Line, why: &str) {
-        self.document
-            .note(List::Lost, &line.place, format!("`{}`: {why}", line.text()));
+        self.note(List::Lost, &line.place, why);
+    }
+
+    fn whole(&mut self, list: List, block: &Block, text: &str) {
+        let inside = block.lines.iter().map(|line| line.place.clone()).collect();
+        self.document.note_whole(list, &block.place, inside, text);
+    }
+
+    fn block(&mut self, block: &Block) {
+        match block.kind.as_str() {
+            "global" => self.global(block),
+            "frontend" | "listen" => self.frontend(block),
+            "defaults" | "backend" => {}
+            "userlist" | "http-errors" | "cache" | "fcgi-app" => {
+                self.whole(List::Unneeded, block, "it is for `mode http`");
+            }
+            "resolvers" if block.lines.iter().any(|l| l.word(0) == "nameserver") => {
+                let text = "names are resolved again by default, by the name servers of the system";
+                self.whole(List::Differs, block, text);
+            }
+            "resolvers" => {
+                self.whole(List::Unneeded, block, "names are resolved again by default");
+            }
+            _ => self.whole(List::Lost, block, "no counterpart"),
+        }
+    }
+
+    /// Sections that no listener has asked for.
+    fn unused(&mut self, blocks: &[Block]) {
+        for block in blocks {
+            let is_made = self.made.contains_key(&block.name);
+            let mut lines = block.lines.iter();
+            match block.kind.as_str() {
+                "backend" if is_made => self.carried(&block.header),
+                "backend" => {
+                    let text = "no section that is imported uses it";
+                    self.whole(List::Lost, block, text);
+                }
+                "defaults" if lines.any(|line| self.document.is_noted(&line.place)) => {
+                    self.carried(&block.header);
+                }
+                "defaults" => {
+                    let text = "no section that is imported has its values from it";
+                    self.whole(List::Unneeded, block, text);
+                }
+                _ => {}
+            }
+        }
     }
 
     fn global(&mut self, block: &Block) {
@@ -114,7 +137,10 @@ impl Import<'_> {
                 ("nbthread", Ok(number)) => ("workers", number.to_string()),
                 ("hard-stop-after", _) => match syntax::time(line.word(1)) {
                     Some(time) => ("drain_timeout", quoted(&time)),
-                    None => continue,
+                    None => {
+                        self.lost(line, "not a time");
+                        continue;
+                    }
                 },
                 ("stats", _) => {
                     let text = "[admin] socket takes its place, for tembuku status, top, drain";
@@ -134,8 +160,12 @@ impl Import<'_> {
             is_empty = false;
             self.carried(line);
         }
-        if !is_empty {
-            self.document.sections.push(process);
+        match is_empty {
+            true => self.harmless(&block.header, "nothing of it is needed"),
+            false => {
+                self.carried(&block.header);
+                self.document.sections.push(process);
+            }
         }
     }
 }
@@ -152,7 +182,7 @@ mod tests {
         document.complete("HAProxy");
         let toml = document.toml();
         config::parse(&toml, "the result").unwrap_or_else(|e| panic!("{toml}\n{e}"));
-        (toml, document.lists())
+        (toml, document.report().to_string())
     }
 
     #[track_caller]
@@ -178,9 +208,10 @@ mod tests {
                 "connect_timeout = \"2s\" # f:6",
                 "idle_timeout = \"10m\" # f:7",
                 "balance = \"least_conn\" # f:11",
-                "{ address = \"10.0.0.1:6379\", weight = 2, max_fails = 0 }, # f:12",
+                "{ address = \"10.0.0.1:6379\", weight = 2, max_fails = 0 }, # f:12; max_fails: no \
+                 `observe`",
                 "{ address = \"10.0.0.2:6379\", backup = true, max_connections = 50, \
-                 max_fails = 0 }, # f:13",
+                 max_fails = 0 }, # f:13; max_fails",
             ],
         );
     }
@@ -272,6 +303,19 @@ mod tests {
                 ],
             ),
             ("option httpchk\n", &["status = \"200-399\""]),
+            // The last one holds.
+            (
+                "option tcp-check\n option httpchk GET /replica\n",
+                &["kind = \"http\"", "path = \"/replica\""],
+            ),
+            (
+                "option httpchk GET /\n http-check expect string OK\\ :\\ master\n",
+                &[
+                    "kind = \"send_expect\"",
+                    "send = \"GET / HTTP/1.0\\r\\n\\r\\n\"",
+                    "expect = \"OK : master\"",
+                ],
+            ),
             (
                 "tcp-check send QUIT\\r\\n\n option tcp-check\n tcp-check expect string BYE\n",
                 &[
@@ -400,13 +444,154 @@ mod tests {
             " tcp-request connection reject if !{ src 192.168.0.0/16 }\n",
             " tcp-request connection accept unless { src 192.168.0.0/16 }\n",
         ] {
-            let (rules, lists) = with(lines);
-            assert!(rules.is_empty(), "{rules:?}");
-            assert!(
-                lists.contains("rules that decide one after the other"),
-                "{lists}"
-            );
+            assert_undecided(lines, 2);
         }
+    }
+
+    /// Without the rule every client would be served.
+    #[test]
+    fn a_rule_that_is_lost_lets_no_result_pass() {
+        for rule in [
+            "tcp-request connection reject if { src -f /etc/list }",
+            "tcp-request connection reject if { sc0_conn_rate gt 10 }",
+            "tcp-request connection silent-drop unless known",
+            "tcp-request content reject if !{ req_ssl_hello_type 1 }",
+        ] {
+            assert_undecided(&format!(" {rule}\n"), 1);
+        }
+        // Rules of the defaults, too.
+        let text = "defaults d\n tcp-request connection reject if { src 10.1.2.3/8 }\n\
+                    listen a from d\n bind :1\n server a 10.0.0.1:1\n";
+        assert_has(text, &["\"deny 10.0.0.0/8\", # f:2"]);
+    }
+
+    #[track_caller]
+    fn assert_undecided(rules: &str, count: usize) {
+        let text = format!(
+            "frontend f\n bind :1\n acl inside src 10.0.0.0/8 127.0.0.1\n{rules} \
+             default_backend b\nbackend b\n tcp-request content reject if {{ src 10.0.0.9 }}\n\
+             server a 10.0.0.1:1\n"
+        );
+        let document = import(&text, "f").expect("an import");
+        let (toml, report) = (document.toml(), document.report().to_string());
+        assert_eq!(toml.matches("  \"undecided\",").count(), count, "{toml}");
+        let error = config::parse(&toml, "f")
+            .map(|_| ())
+            .expect_err("a problem");
+        assert!(
+            error.to_string().contains("\"undecided\" stands for"),
+            "{error}"
+        );
+        let (_, lost) = report.split_once("not carried over: ").expect("the list");
+        assert_eq!(
+            lost.matches("`check` refuses the result").count(),
+            count,
+            "{report}"
+        );
+    }
+
+    #[test]
+    fn sessions_are_recorded_where_haproxy_does_it() {
+        let text = "global\n log /dev/log local0\ndefaults\n mode tcp\n log global\n\
+                    option tcplog\n option dontlognull\nlisten a\n bind :1\n\
+                    server a 10.0.0.1:1\nlisten b\n bind :2\n no log\n server a 10.0.0.1:1\n";
+        assert_has(
+            text,
+            &[
+                "[log] # f:5 access = \"stdout\" # f:5",
+                "access_log = \"off\" # f:11",
+            ],
+        );
+        let (toml, lists) = imported(text);
+        assert_eq!(toml.matches("access_log").count(), 1, "{toml}");
+        let (_, differs) = lists.split_once("differs: ").expect("the list");
+        for part in [
+            "f:5: `log global`: sessions are recorded on standard output",
+            "f:6: `option tcplog`: a record of a session is JSON",
+            "f:7: `option dontlognull`: all sessions are recorded",
+        ] {
+            assert!(differs.contains(part), "{part} in\n{lists}");
+        }
+        // Without a target there are none.
+        let (toml, lists) = imported(
+            "defaults\n mode tcp\n log global\n option tcplog\nlisten a\n bind :1\n\
+             server a 10.0.0.1:1\n",
+        );
+        assert!(
+            !toml.contains("[log]") && lists.contains("differs: 0"),
+            "{toml}\n{lists}"
+        );
+    }
+
+    #[test]
+    fn one_backup_serves_at_a_time() {
+        let with = |lines: &str| {
+            let text = format!(
+                "listen a\n bind :1\n balance leastconn\n {lines}server a 10.0.0.1:1\n\
+                 server b 10.0.0.2:1 backup\n server c 10.0.0.3:1 backup\n"
+            );
+            imported(&text).0
+        };
+        assert!(with("").contains("balance = \"first\""));
+        assert!(with("option allbackups\n ").contains("balance = \"least_conn\""));
+        assert!(with("server d 10.0.0.4:1\n ").contains("balance = \"least_conn\""));
+    }
+
+    /// Other values of checks, addresses of a listener with other parameters.
+    #[test]
+    fn what_is_of_one_server_or_address_is_said() {
+        let (_, lists) = imported(
+            "listen a\n bind :1\n bind :2 accept-proxy\n timeout client 0\n\
+             server a 10.0.0.1:1 check inter 3s\n\
+             server b 10.0.0.2:1 check inter 3s fall 9\n\
+             server c 10.0.0.3:1 check port 9 inter 3s\n",
+        );
+        let (rest, lost) = lists.split_once("not carried over: ").expect("the list");
+        for part in [
+            "f:4: `timeout client 0`: it is no limit",
+            "`fall`: one check for all backends, that of f:5",
+        ] {
+            assert!(rest.contains(part), "{part} in\n{lists}");
+        }
+        assert!(
+            lost.contains("`port`: one check for all backends"),
+            "{lists}"
+        );
+        assert_has(
+            "listen a\n bind :1\n bind :2 accept-proxy\n bind :3\n server a 10.0.0.1:1\n",
+            &[
+                "[listeners.a] # f:1 bind = [\"0.0.0.0:1\", \"0.0.0.0:3\"] # f:2",
+                "[listeners.a-2] # f:1 bind = \"0.0.0.0:2\" # f:3",
+                "accept_proxy = true # f:3",
+            ],
+        );
+    }
+
+    #[test]
+    fn every_value_names_its_line() {
+        assert_has(
+            "listen a\n bind :1\n default-server maxconn 9 inter 3s rise 4\n\
+             timeout connect 7s\n server a 10.0.0.1:1 check weight 2\n\
+             server b 10.0.0.2:1 observe layer4 maxqueue 8\n",
+            &[
+                "max_connections = 9, weight = 2, max_fails = 0 }, # f:5, f:3; max_fails: no \
+                 `observe`",
+                "max_connections = 9, max_fails = 10 }, # f:6, f:3",
+                "queue_timeout = \"7s\" # f:4",
+                "queue_length = 8 # f:6",
+                "interval = \"3s\" # f:3",
+                "fast_interval = \"3s\" # f:3",
+                "rise = 4 # f:3",
+            ],
+        );
+        // The names of old versions, and an address behind that of the section.
+        assert_has(
+            "defaults\n contimeout 5000\nlisten a 127.0.0.1:1\n server a 10.0.0.1:1\n",
+            &[
+                "bind = \"127.0.0.1:1\" # f:3",
+                "connect_timeout = \"5s\" # f:2",
+            ],
+        );
     }
 
     #[test]

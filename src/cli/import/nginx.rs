@@ -1,5 +1,6 @@
 //! nginx: the `stream` block, or an `http` block of the usual form, as a configuration.
 
+mod access;
 mod constant;
 mod listen;
 mod server;
@@ -10,7 +11,7 @@ mod verdicts;
 
 use super::document::{Document, List, Place, Section, log_file};
 use crate::config::text::quote::quoted;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use syntax::Directive;
 use verdicts::{Verdict, verdict};
 
@@ -30,28 +31,27 @@ pub(super) fn import(text: &str, origin: &str) -> Result<Document, String> {
             ));
         }
     };
+    for directive in tree
+        .iter()
+        .flat_map(|d| [d].into_iter().chain(d.all_inside()))
+    {
+        let text = format!("{} {}", directive.name, directive.text());
+        import.document.read(&directive.place, &text);
+    }
     import.is_http = is_http;
     if !std::ptr::eq(proxy, &tree[..]) {
-        import.main(&tree);
-    }
-    if is_http {
-        let place = block("http").map(|d| d.place.clone());
-        if let Some(place) = place {
-            import.document.note(
-                List::Differs,
-                &place,
-                "layer 4 picks a backend for each connection, not for each request, and a backend \
-                 sees the address of tembuku",
-            );
-        }
+        import.main(&tree, proxy);
     }
     import.upstreams(proxy);
     import.around = proxy;
+    import.has_resolver = proxy.iter().any(|d| d.name == "resolver");
+    import.zones(proxy);
     let scope = Scope::default().within(proxy);
     import.other(proxy);
     for server in proxy.iter().filter(|d| d.name == "server") {
         import.server(server, &scope);
     }
+    import.without_effect(proxy);
     Ok(import.finish())
 }
 
@@ -71,6 +71,9 @@ struct Import<'a> {
     bound: BTreeMap<(bool, String), Place>,
     /// What stands around the servers.
     around: &'a [Directive],
+    has_resolver: bool,
+    /// The logs around the servers.
+    logs_of_all: HashSet<&'a Place>,
 }
 
 /// The settings that hold in a block: its own before those around it.
@@ -82,7 +85,8 @@ struct Scope<'a> {
 impl<'a> Scope<'a> {
     fn within(&self, block: &'a [Directive]) -> Self {
         let mut own = BTreeMap::<&str, Vec<&Directive>>::new();
-        for directive in block {
+        // Blocks are no settings, and may be many.
+        for directive in block.iter().filter(|directive| directive.block.is_none()) {
             // Both are one list.
             let name = match directive.name.as_str() {
                 "allow" | "deny" => "access",
@@ -105,15 +109,15 @@ impl<'a> Scope<'a> {
 }
 
 impl<'a> Import<'a> {
-    fn main(&mut self, tree: &'a [Directive]) {
+    /// `proxy`: what is in the block that is imported.
+    fn main(&mut self, tree: &'a [Directive], proxy: &'a [Directive]) {
         for directive in tree {
             let place = &directive.place;
             match directive.name.as_str() {
                 "worker_processes" => match directive.first().parse::<u16>() {
                     Ok(workers) => self.process(place).set("workers", workers, place),
                     Err(_) => {
-                        let text = "workers: one for each CPU is the default";
-                        self.document.note(List::Carried, place, text);
+                        self.unneeded(directive, "a worker for each CPU is the default");
                         continue;
                     }
                 },
@@ -131,12 +135,25 @@ impl<'a> Import<'a> {
                     self.error_log(directive);
                     continue;
                 }
-                "stream" => continue,
-                "http" if self.is_http => continue,
+                "stream" | "http" if std::ptr::eq(directive.inside(), proxy) => {
+                    if self.is_http {
+                        let text = "layer 4 picks a backend for each connection, not for each \
+                                    request, and a backend sees the address of tembuku";
+                        self.document.note(List::Differs, place, text);
+                        continue;
+                    }
+                }
+                "stream" => {
+                    let text = "another one is there: nginx refuses it, too";
+                    self.whole(List::Lost, directive, text);
+                    continue;
+                }
                 "http" => {
-                    let text = "the block is left out, which nginx can go on serving";
-                    self.document
-                        .note(List::Lost, place, format!("`http`: {text}"));
+                    self.whole(
+                        List::Lost,
+                        directive,
+                        "left out: nginx can go on serving it",
+                    );
                     continue;
                 }
                 _ => {
@@ -152,23 +169,16 @@ impl<'a> Import<'a> {
     fn other(&mut self, block: &'a [Directive]) {
         for directive in block {
             match directive.name.as_str() {
-                "limit_conn_zone" => {
-                    let zone = directive.arguments.get(1).map_or("", String::as_str);
-                    let zone = zone.trim_start_matches("zone=").split(':').next();
-                    let key = directive.first().to_owned();
-                    self.zones.insert(zone.unwrap_or_default().to_owned(), key);
-                    self.carried(directive);
-                }
                 "error_log" => self.error_log(directive),
-                "access_log" => self.access_log(directive),
-                "server" | "upstream" => {}
-                // A server that picks by it is left out, and says so.
-                "ssl_preread" => {
-                    let text = "ssl_preread: nothing to write, what it reads decides nothing";
-                    self.document.note(List::Carried, &directive.place, text);
+                "access_log" => {
+                    self.logs_of_all.insert(&directive.place);
+                    self.access_log(directive);
                 }
+                "server" | "upstream" | "limit_conn_zone" => {}
+                // A server that picks by it is left out, and says so.
+                "ssl_preread" => self.unneeded(directive, "what it reads decides nothing"),
                 "map" | "geo" | "set" if constant::is_constant(directive, &[block]) => {
-                    self.carried(directive);
+                    self.whole(List::Carried, directive, "");
                 }
                 // They are listed with the servers that they hold for.
                 name if server::SETTINGS.contains(&name) => {}
@@ -180,8 +190,19 @@ impl<'a> Import<'a> {
     fn upstreams(&mut self, block: &'a [Directive]) {
         for upstream in block.iter().filter(|d| d.name == "upstream") {
             if let Some(former) = self.upstreams.insert(upstream.first(), upstream) {
-                self.lost(former, "another one has its name: nginx refuses it, too");
+                let text = "another one has its name: nginx refuses it, too";
+                self.whole(List::Lost, former, text);
             }
+        }
+    }
+
+    fn zones(&mut self, block: &[Directive]) {
+        for zone in block.iter().filter(|d| d.name == "limit_conn_zone") {
+            let name = zone.arguments.get(1).map_or("", String::as_str);
+            let name = name.trim_start_matches("zone=").split(':').next();
+            let key = zone.first().to_owned();
+            self.zones.insert(name.unwrap_or_default().to_owned(), key);
+            self.carried(zone);
         }
     }
 
@@ -193,9 +214,8 @@ impl<'a> Import<'a> {
             _ => "error",
         };
         let place = &directive.place;
-        let text = format!(
-            "`error_log`: the log goes to standard error; [log] level = \"{level}\" shows as much"
-        );
+        let text =
+            format!("the log goes to standard error; [log] level = \"{level}\" shows as much");
         self.document.note(List::Differs, place, text);
     }
 
@@ -204,7 +224,7 @@ impl<'a> Import<'a> {
         let place = &directive.place;
         match log_target(directive.first()) {
             Err(why) => self.lost(directive, why),
-            Ok(LogTarget::Off) => self.carried(directive),
+            Ok(LogTarget::Off) => self.unneeded(directive, "off is the default"),
             Ok(_) if self.log.is_some() => self.lost(directive, "there is one access log"),
             Ok(target) => {
                 let header = "[log]".to_owned();
@@ -219,13 +239,12 @@ impl<'a> Import<'a> {
     fn note_log(&mut self, directive: &Directive, target: &LogTarget) {
         let text = match target {
             LogTarget::Off => return self.carried(directive),
-            LogTarget::Stdout => "JSON, with fields of its own".to_owned(),
+            LogTarget::Stdout => verdicts::RECORD.to_owned(),
             LogTarget::File(path) => format!(
-                "JSON, with fields of its own, in {path}, since the file of nginx has another \
-                 format; the folder has to be there"
+                "{}; in {path}, since the file of nginx has another format",
+                verdicts::RECORD
             ),
         };
-        let text = format!("`{}`: {text}", shown(directive));
         self.document.note(List::Differs, &directive.place, text);
     }
 
@@ -241,40 +260,70 @@ impl<'a> Import<'a> {
     }
 
     fn carried(&mut self, directive: &Directive) {
-        let text = format!("{} {}", directive.name, directive.text());
-        self.document
-            .note(List::Carried, &directive.place, text.trim_end());
+        self.document.note(List::Carried, &directive.place, "");
+    }
+
+    fn unneeded(&mut self, directive: &Directive, why: &str) {
+        self.document.note(List::Unneeded, &directive.place, why);
     }
 
     fn lost(&mut self, directive: &Directive, why: &str) {
-        let text = format!("`{}`: {why}", shown(directive));
-        self.document.note(List::Lost, &directive.place, text);
+        self.document.note(List::Lost, &directive.place, why);
+    }
+
+    /// A block with everything in it of which nothing else is said.
+    fn whole(&mut self, list: List, block: &Directive, why: &str) {
+        let inside = block.all_inside().into_iter();
+        let inside = inside.map(|directive| directive.place.clone()).collect();
+        self.document.note_whole(list, &block.place, inside, why);
     }
 
     /// A directive that no code carries over.
     fn by_verdict(&mut self, directive: &Directive) {
-        let text = match verdict(&directive.name) {
-            Some(Verdict::Harmless(why)) => {
-                let text = format!("{}: nothing to write, {why}", directive.name);
-                self.document.note(List::Carried, &directive.place, text);
-                return;
-            }
-            Some(Verdict::Differs(how)) => {
-                let text = format!("`{}`: {how}", shown(directive));
-                self.document.note(List::Differs, &directive.place, text);
-                return;
-            }
-            Some(Verdict::Unsupported(why)) => why.to_owned(),
-            Some(Verdict::Carried) if directive.name == "include" => {
-                "there is no such file here: what it holds is missing".to_owned()
-            }
-            Some(Verdict::Carried) => "it has no effect here".to_owned(),
-            None if self.is_http => "of HTTP, which layer 4 does not see".to_owned(),
-            None => "no directive of nginx's stream module: without a module of others nginx \
-                     refuses it, too"
-                .to_owned(),
+        let (list, text) = match verdict(&directive.name) {
+            _ if directive.name == "include" => match (directive.is_missing(), directive.files) {
+                (true, _) => (
+                    List::Lost,
+                    "there is no such file here: what it holds is missing",
+                ),
+                (false, 0) => (
+                    List::Differs,
+                    "no file matches it here; where nginx has some, import what `nginx -T` prints",
+                ),
+                _ => (List::Carried, ""),
+            },
+            Some(Verdict::Harmless(why)) => (List::Unneeded, why),
+            Some(Verdict::Differs(how)) => (List::Differs, how),
+            Some(Verdict::Unsupported(why)) => (List::Lost, why),
+            Some(Verdict::Carried) => (List::Lost, "it has no effect here"),
+            None if self.is_http => (List::Lost, "of HTTP, which layer 4 does not see"),
+            None => (
+                List::Lost,
+                "no directive of nginx's stream module: without a module of others nginx refuses \
+                 it, too",
+            ),
         };
-        self.lost(directive, &text);
+        match directive.block {
+            Some(_) => self.whole(list, directive, text),
+            None => self.document.note(list, &directive.place, text),
+        }
+    }
+
+    /// Settings of which no listener has asked for the value.
+    fn without_effect(&mut self, proxy: &'a [Directive]) {
+        let servers = proxy.iter().filter(|d| d.name == "server");
+        let inside = servers.flat_map(Directive::all_inside);
+        let settings = proxy.iter().chain(inside);
+        let whole = self.document.in_whole_blocks();
+        let is_open = |setting: &&Directive| {
+            server::SETTINGS.contains(&setting.name.as_str())
+                && !self.document.is_noted(&setting.place)
+                && !whole.contains(&setting.place)
+        };
+        for setting in settings.filter(is_open).collect::<Vec<_>>() {
+            let text = "it is the default, or no server that is imported depends on it";
+            self.unneeded(setting, text);
+        }
     }
 
     fn finish(mut self) -> Document {
@@ -283,9 +332,11 @@ impl<'a> Import<'a> {
         sections.extend(self.log.take());
         sections.append(&mut self.document.sections);
         self.document.sections = sections;
+        let made: HashSet<String> = self.made.keys().map(|(text, _)| text.clone()).collect();
         for (name, directive) in std::mem::take(&mut self.upstreams) {
-            if !self.made.keys().any(|(text, _)| text == name) {
-                self.lost(directive, "no server that is imported uses it");
+            match made.contains(name) {
+                true => self.carried(directive),
+                false => self.whole(List::Lost, directive, "no server that is imported uses it"),
             }
         }
         self.document
@@ -326,16 +377,6 @@ fn log_target(path: &str) -> Result<LogTarget, &'static str> {
     }
 }
 
-/// A directive as it is quoted: not all of a long one.
-fn shown(directive: &Directive) -> String {
-    let text = format!("{} {}", directive.name, directive.text());
-    let text = text.trim_end();
-    match text.char_indices().nth(60) {
-        Some((at, _)) => format!("{}…", &text[..at]),
-        None => text.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -348,7 +389,7 @@ mod tests {
         document.complete("nginx");
         let toml = document.toml();
         config::parse(&toml, "the result").unwrap_or_else(|e| panic!("{toml}\n{e}"));
-        (toml, document.lists())
+        (toml, document.report().to_string())
     }
 
     #[test]
@@ -481,6 +522,10 @@ mod tests {
                 &["bind = \"0.0.0.0:443\""][..],
             ),
             (
+                "server { listen 3; proxy_pass a:1; proxy_ssl off; proxy_ssl_verify on; }",
+                &["\"a:1\""],
+            ),
+            (
                 "server { listen 9092; server_name kafka.example; proxy_pass kafka:9092; }",
                 &["\"kafka:9092\""],
             ),
@@ -551,16 +596,81 @@ mod tests {
                 "a script picks the servers of `ns`",
             ),
             (
-                "include there-is-none.conf; server { listen 1; proxy_pass a:1; }",
-                "what it holds is missing",
-            ),
-            (
                 "server { listen 1; access_log syslog:server=a; proxy_pass a:1; }",
                 "an access log goes to standard output or a file",
             ),
         ] {
             let (toml, lists) = imported(&format!("stream {{ {text} }}"));
             assert!(toml.contains("\"a:1\""), "{toml}");
+            assert!(lists.contains(part), "{part} in\n{lists}");
+        }
+    }
+
+    /// Without the rule every client would be served.
+    #[test]
+    fn a_rule_that_is_lost_lets_no_result_pass() {
+        for (text, rule) in [
+            ("include there-is-none.conf;", "include there-is-none.conf"),
+            ("js_access a.b;", "js_access a.b"),
+            ("preread_by_lua_block { x }", "preread_by_lua_block"),
+            ("deny host.example; allow all;", "deny host.example"),
+        ] {
+            for text in [
+                format!("stream {{ server {{ listen 1; proxy_pass a:1; {text} }} }}"),
+                format!("stream {{ {text} server {{ listen 1; proxy_pass a:1; }} }}"),
+            ] {
+                assert_undecided(&text, rule);
+            }
+        }
+        for (text, rule) in [
+            ("auth_basic realm;", "auth_basic realm"),
+            ("location /x { deny all; }", "location /x"),
+            ("if ($x) { return 403; }", "if ($x)"),
+            ("location ~ x { if ($y) { return 403; } }", "location ~ x"),
+        ] {
+            let text = format!(
+                "http {{ server {{ listen 1; location / {{ proxy_pass http://a:1; }} {text} }} }}"
+            );
+            assert_undecided(&text, rule);
+        }
+        // What follows the rule in the same block is of all servers.
+        let (toml, _) = imported(
+            "stream { server { listen 1; proxy_pass a:1; allow 10.1.2.3/8; deny unix:; } }",
+        );
+        assert!(toml.contains("\"allow 10.0.0.0/8\"") && toml.contains("\"deny unix\""));
+    }
+
+    #[track_caller]
+    fn assert_undecided(text: &str, rule: &str) {
+        let document = import(text, "f").expect("an import");
+        let (toml, report) = (document.toml(), document.report().to_string());
+        let line = toml.lines().find(|line| line.contains("\"undecided\","));
+        assert!(line.is_some_and(|line| line.contains(rule)), "{toml}");
+        let error = config::parse(&toml, "f")
+            .map(|_| ())
+            .expect_err("a problem");
+        assert!(
+            error.to_string().contains("\"undecided\" stands for"),
+            "{error}"
+        );
+        let (_, lost) = report.split_once("not carried over: ").expect("the list");
+        assert!(lost.contains("`check` refuses the result"), "{report}");
+    }
+
+    #[test]
+    fn blocks_that_are_left_out_are_one_entry() {
+        let (_, lists) = imported(
+            "events {\n worker_connections 9;\n}\nstream {\n server {\n  listen 1;\n\
+             \x20 proxy_pass 10.0.0.1:1;\n }\n server {\n  listen 2 ssl;\n  proxy_pass a:1;\n\
+             \x20}\n}\nhttp {\n types {\n  a b;\n }\n server {\n  listen 80;\n }\n}\n",
+        );
+        for part in [
+            "  f:1-2: `events`: its settings are nginx's own\n",
+            "  f:9-11: `server`: left out because of f:10: TLS of sessions",
+            "  f:14-19: `http`: left out",
+            "carried over: 4\n",
+            "not carried over: 2\n",
+        ] {
             assert!(lists.contains(part), "{part} in\n{lists}");
         }
     }
@@ -724,7 +834,8 @@ mod tests {
                 text.push(' ');
             }
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            let _ = import(&text, "f").map(|document| (document.toml(), document.lists()));
+            let _ =
+                import(&text, "f").map(|document| (document.toml(), document.report().to_string()));
         }
     }
 }

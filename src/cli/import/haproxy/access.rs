@@ -1,12 +1,11 @@
 //! `tcp-request` rules that look at the source address alone, as `access` of a listener.
 
 use super::{
-    super::document::{Place, Section},
+    super::document::{self, Place, Section},
     Import,
     syntax::{Block, Line},
 };
 use crate::config::text::quote::quoted;
-use std::net::IpAddr;
 
 /// `accept` or `reject`, of clients in some networks or outside of them.
 struct Rule<'a> {
@@ -14,7 +13,7 @@ struct Rule<'a> {
     /// It is for clients that are in none of the networks.
     is_outside: bool,
     /// None: for all clients.
-    networks: Vec<&'a str>,
+    networks: Vec<String>,
     line: &'a Line,
 }
 
@@ -26,24 +25,27 @@ impl Import<'_> {
             blocks.push(target);
         }
         let is_rule = |line: &&Line| line.word(0) == "tcp-request";
-        let all = || blocks.iter().flat_map(|block| &block.lines).filter(is_rule);
-        let has_reject = all().any(|line| line.word(2) == "reject");
+        let all = || blocks.iter().flat_map(|block| block.all()).filter(is_rule);
+        let has_reject = all().any(|line| rejects(line) == Some(true));
         let mut sets: Vec<Vec<Rule<'_>>> = Vec::new();
+        // Without them clients would be served that HAProxy refuses.
+        let mut undecided: Vec<&Line> = Vec::new();
         for (kind, block) in ["connection", "session", "content"]
             .into_iter()
             .flat_map(|kind| blocks.iter().map(move |block| (kind, *block)))
         {
-            let lines = block.lines.iter();
+            let lines = block.all();
             let lines = lines.filter(|l| l.word(0) == "tcp-request" && l.word(1) == kind);
             let mut set = Vec::new();
             for line in lines {
-                match rule(block, line) {
-                    Some(rule) => set.push(rule),
+                match (rule(block, line), rejects(line)) {
+                    (Some(rule), _) => set.push(rule),
                     // Without it the client is let pass as well, after a look at the content.
-                    None if line.word(2) == "accept" && !has_reject => {
+                    (None, Some(false)) if !has_reject => {
                         self.harmless(line, "nothing is rejected after it");
                     }
-                    None => self.lost(line, "rules are by source address only"),
+                    (None, Some(_)) => undecided.push(line),
+                    (None, None) => self.lost(line, "no rule that is carried over depends on it"),
                 }
             }
             sets.push(set);
@@ -52,29 +54,53 @@ impl Import<'_> {
         for line in all().filter(|line| line.word(1) == "inspect-delay") {
             self.harmless(line, "no rule that is carried over looks at the content");
         }
-        let Some(list) = joined(&sets) else {
-            for rule in sets.iter().flatten() {
-                self.lost(
-                    rule.line,
-                    "rules that decide one after the other: write `access`",
-                );
-            }
-            return;
-        };
+        let list = joined(&sets);
         for rule in sets.iter().flatten() {
-            self.carried(rule.line);
+            match list.is_some() {
+                true => self.carried(rule.line),
+                false => undecided.push(rule.line),
+            }
         }
-        if !list.is_empty() {
-            section.set_list("access", list);
+        undecided.sort_by(|a, b| a.place.cmp(&b.place));
+        undecided.dedup_by(|a, b| a.place == b.place);
+        for line in &undecided {
+            let instead = match line.text() {
+                text if text.contains("conn_rate") => "write `connection_rate_per_source`, and ",
+                text if text.contains("conn_cur") => "write `max_connections_per_source`, and ",
+                _ => "",
+            };
+            let text = format!(
+                "{instead}`access` knows addresses alone, and the first rule that matches decides: \
+                 `check` refuses the result until a rule takes the place of \"undecided\""
+            );
+            self.lost(line, &text);
+        }
+        let undecided = undecided
+            .iter()
+            .map(|l| document::undecided(&l.place, &l.text()));
+        let rules = list.unwrap_or_default().into_iter();
+        let rules = rules.map(|(rule, place)| (rule, place.to_string()));
+        let rules: Vec<_> = undecided.chain(rules).collect();
+        if !rules.is_empty() {
+            section.set_list("access", rules);
         }
         let rules = || sets.iter().flatten().map(|rule| rule.line);
         let is_used = |acl: &&Line| {
             let mut words = rules().flat_map(|line| &line.words);
             acl.word(0) == "acl" && words.any(|word| word.trim_start_matches('!') == acl.word(1))
         };
-        for line in blocks.iter().flat_map(|block| &block.lines).filter(is_used) {
+        for line in blocks.iter().flat_map(|block| block.all()).filter(is_used) {
             self.carried(line);
         }
+    }
+}
+
+/// Whether a rule refuses clients, or lets them pass; `None`: it decides nothing.
+fn rejects(line: &Line) -> Option<bool> {
+    match line.word(2) {
+        "reject" | "silent-drop" => Some(true),
+        "accept" => Some(false),
+        _ => None,
     }
 }
 
@@ -92,13 +118,10 @@ fn joined(sets: &[Vec<Rule<'_>>]) -> Option<Vec<(String, Place)>> {
         // What is behind the rules that follow.
         let mut last: Vec<(String, Place)> = Vec::new();
         while let Some(rule) = rest.next() {
-            let lines = |word: &str, networks: &[&str]| {
-                let networks = if networks.is_empty() {
-                    &["all"]
-                } else {
-                    networks
-                };
-                let text = |network: &&str| quoted(&format!("{word} {network}"));
+            let lines = |word: &str, networks: &[String]| {
+                let all = ["all".to_owned()];
+                let networks = if networks.is_empty() { &all } else { networks };
+                let text = |network: &String| quoted(&format!("{word} {network}"));
                 let place = rule.line.place.clone();
                 let lines = networks.iter().map(text);
                 lines.map(|text| (text, place.clone())).collect::<Vec<_>>()
@@ -131,13 +154,8 @@ fn joined(sets: &[Vec<Rule<'_>>]) -> Option<Vec<(String, Place)>> {
 /// `tcp-request KIND accept|reject [if|unless CONDITION]`; `None`: another rule, or a condition
 /// that is not on the source address.
 fn rule<'a>(block: &'a Block, line: &'a Line) -> Option<Rule<'a>> {
-    let rejects = match line.word(2) {
-        "accept" => false,
-        "reject" => true,
-        _ => return None,
-    };
     let mut rule = Rule {
-        rejects,
+        rejects: rejects(line)?,
         is_outside: false,
         networks: Vec::new(),
         line,
@@ -159,7 +177,7 @@ fn rule<'a>(block: &'a Block, line: &'a Line) -> Option<Rule<'a>> {
         // Of an `acl` with that name.
         [name] => {
             let is_it = |line: &&Line| line.word(0) == "acl" && line.word(1) == *name;
-            let mut acls = block.lines.iter().filter(is_it).peekable();
+            let mut acls = block.all().filter(is_it).peekable();
             acls.peek()?;
             let of = |acl: &'a Line| {
                 let words: Vec<&str> = acl.words.iter().skip(2).map(String::as_str).collect();
@@ -173,14 +191,11 @@ fn rule<'a>(block: &'a Block, line: &'a Line) -> Option<Rule<'a>> {
 }
 
 /// Of `src NETWORK...`.
-fn networks<'a>(words: &[&'a str]) -> Option<Vec<&'a str>> {
+fn networks(words: &[&str]) -> Option<Vec<String>> {
     let (&"src", networks) = words.split_first()? else {
         return None;
     };
-    let is_network = |network: &&str| {
-        let address = network.split('/').next().unwrap_or_default();
-        address.parse::<IpAddr>().is_ok()
-    };
-    let is_good = !networks.is_empty() && networks.iter().all(is_network);
-    is_good.then(|| networks.to_vec())
+    let networks = networks.iter().map(|network| document::network(network));
+    let networks: Vec<String> = networks.collect::<Option<_>>()?;
+    (!networks.is_empty()).then_some(networks)
 }

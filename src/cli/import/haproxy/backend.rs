@@ -3,10 +3,11 @@
 use super::{
     super::document::{List, Place, Section, header},
     Import, check,
-    server::Server,
-    syntax::{Block, time},
+    server::{Parameter, Server},
+    syntax::{Block, Line, time},
 };
 use crate::config::text::quote::quoted;
+use std::collections::HashSet;
 
 impl Import<'_> {
     /// The name of the section, which is made if it is not there yet.
@@ -23,20 +24,43 @@ impl Import<'_> {
             return fail(&block.place, "there is no server");
         }
         if let Some(server) = servers.iter().find(|server| server.get("ssl").is_some()) {
-            return fail(&server.place, "TLS to backends is not supported");
+            return fail(server.place_of("ssl"), "TLS to backends is not supported");
         }
         let name = self.document.name("upstreams", &block.name);
         let mut section = Section::new(header("upstreams", &name), &block.place);
-        self.balance(&mut section, block);
+        match one_by_one(block, &servers) {
+            Some(second) => {
+                section.set("balance", quoted("first"), &second.place);
+                let text = "balance = \"first\": of several backups one serves at a time, as in \
+                            HAProxy without `option allbackups`";
+                self.note(List::Differs, &second.place, text);
+                let of_policy = ["balance", "hash-type", "stick"];
+                let is_of_policy = |line: &&Line| of_policy.contains(&line.word(0));
+                for line in block.all().filter(is_of_policy) {
+                    self.harmless(line, "one server serves at a time");
+                }
+            }
+            None => {
+                self.balance(&mut section, block);
+                let mut backups = servers.iter().filter(|s| s.get("backup").is_some());
+                if let Some(second) = backups.nth(1)
+                    && block.last("option allbackups").is_none()
+                {
+                    let text = "all backups serve together, as with `option allbackups`";
+                    self.note(List::Differs, &second.place, text);
+                }
+            }
+        }
         let backends = servers.iter().map(|server| self.server(server)).collect();
         section.set_list("backends", backends);
         self.queue(&mut section, block, &servers);
         for (parameter, version) in [("send-proxy", "v1"), ("send-proxy-v2", "v2")] {
             if let Some(server) = servers.iter().find(|s| s.get(parameter).is_some()) {
-                section.set("send_proxy", quoted(version), &server.place);
+                let place = server.place_of(parameter);
+                section.set("send_proxy", quoted(version), place);
                 if servers.iter().any(|s| s.get(parameter).is_none()) {
                     let text = "`send-proxy` holds for all backends of an upstream";
-                    self.note(List::Differs, &server.place, text);
+                    self.note(List::Differs, place, text);
                 }
                 break;
             }
@@ -45,7 +69,11 @@ impl Import<'_> {
         if let Some(server) = checked {
             let closes = server.get("on-marked-down") == Some("shutdown-sessions");
             if closes {
-                section.set("on_down", quoted("close"), &server.place);
+                section.set(
+                    "on_down",
+                    quoted("close"),
+                    server.place_of("on-marked-down"),
+                );
             }
             if let Some(place) = check::role_place(block).filter(|_| !closes) {
                 section.set("on_role_lost", quoted("keep"), &place);
@@ -56,19 +84,23 @@ impl Import<'_> {
             let has_backups = servers.iter().any(|server| server.get("backup").is_some());
             let closes = |s: &&Server| s.get("on-marked-up") == Some("shutdown-backup-sessions");
             if let Some(server) = servers.iter().find(closes).filter(|_| has_backups) {
-                section.set("on_recover", quoted("close"), &server.place);
+                section.set(
+                    "on_recover",
+                    quoted("close"),
+                    server.place_of("on-marked-up"),
+                );
             }
         }
         self.document.sections.push(section);
         if let Some(server) = checked {
             let section = check::section(self, block, &name, server);
             self.document.sections.push(section);
+            check::note_other_values(self, &servers);
             if let Some(other) = servers.iter().find(|server| !server.is_checked()) {
                 let text = "a check is for all backends of an upstream";
                 self.note(List::Differs, &other.place, text);
             }
         }
-        self.upstream_notes(block, &servers);
         self.made.insert(block.name.clone(), name.clone());
         Ok(name)
     }
@@ -76,10 +108,12 @@ impl Import<'_> {
     fn servers(&mut self, block: &Block) -> Vec<Server> {
         let mut defaults = Vec::new();
         let mut servers: Vec<Server> = Vec::new();
-        for line in block.defaults.iter().chain(&block.lines) {
+        let mut addresses = HashSet::new();
+        for line in block.all() {
             let (address, own) = match line.word(0) {
                 "default-server" => {
-                    defaults.extend_from_slice(&line.words[1..]);
+                    let words = line.words.iter().skip(1);
+                    defaults.extend(words.map(|word| (word.clone(), line.place.clone())));
                     self.carried(line);
                     continue;
                 }
@@ -106,7 +140,14 @@ impl Import<'_> {
                 self.lost(line, "there is no port in it");
                 continue;
             }
-            if servers.iter().any(|server| server.address == address) {
+            if address.starts_with('_') {
+                self.lost(
+                    line,
+                    "SRV: write [upstreams.NAME.discover] with kind = \"srv\"",
+                );
+                continue;
+            }
+            if !addresses.insert(address.clone()) {
                 self.lost(line, "the same server is there already: give it a `weight`");
                 continue;
             }
@@ -116,13 +157,18 @@ impl Import<'_> {
         servers
     }
 
-    fn server(&mut self, server: &Server) -> (String, Place) {
+    /// The backend, and the lines that it comes from.
+    fn server(&mut self, server: &Server) -> (String, String) {
         let mut fields = vec![format!("address = {}", quoted(&server.address))];
-        for (name, value) in &server.parameters {
+        let mut places = vec![&server.place];
+        for Parameter { name, value, place } in &server.parameters {
             let field = match name.as_str() {
                 "weight" | "maxconn" if value.parse::<u64>().is_err() => {
-                    let text = format!("`{name} {value}`: not a number");
-                    self.note(List::Lost, &server.place, &text);
+                    self.note(
+                        List::Lost,
+                        place,
+                        &format!("`{name} {value}`: not a number"),
+                    );
                     continue;
                 }
                 "weight" => format!("weight = {value}"),
@@ -143,13 +189,16 @@ impl Import<'_> {
                 | "check-ssl" | "check-sni" | "verify" | "ca-file" | "init-addr" | "resolvers"
                 | "resolve-prefer" | "send-proxy" | "send-proxy-v2" | "check-send-proxy" | "id"
                 | "enabled" | "none" | "required" | "stick" | "non-stick" => continue,
+                "cookie" => continue,
                 _ => {
-                    let text = format!("`{name}` of a server has no counterpart");
-                    self.note(List::Lost, &server.place, &text);
+                    self.note(List::Lost, place, &format!("`{name}` has no counterpart"));
                     continue;
                 }
             };
             fields.push(field);
+            if !places.contains(&place) {
+                places.push(place);
+            }
         }
         // Failed connects of sessions count with `observe` only, ten of them where nothing is said.
         let failures = match (server.get("observe"), server.get("error-limit")) {
@@ -157,8 +206,16 @@ impl Import<'_> {
             (Some(_), limit) => limit.unwrap_or("10"),
         };
         fields.push(format!("max_fails = {failures}"));
-        let text = format!("{{ {} }}", fields.join(", "));
-        (text, server.place.clone())
+        let of_failures = server.place_of("observe");
+        if !places.contains(&of_failures) {
+            places.push(of_failures);
+        }
+        let places: Vec<String> = places.iter().map(ToString::to_string).collect();
+        let comment = match server.get("observe") {
+            Some(_) => places.join(", "),
+            None => format!("{}; max_fails: no `observe`", places.join(", ")),
+        };
+        (format!("{{ {} }}", fields.join(", ")), comment)
     }
 
     fn balance(&mut self, section: &mut Section, block: &Block) {
@@ -232,35 +289,33 @@ impl Import<'_> {
         if of("maxconn") == 0 {
             return;
         }
-        let line = block
-            .last("timeout queue")
-            .or(block.last("timeout connect"));
-        if let Some((line, limit)) = line.and_then(|line| Some((line, time(line.word(2))?))) {
-            section.set("queue_timeout", quoted(&limit), &line.place);
-            self.differs(
+        let (line, how) = match (block.last("timeout queue"), block.last("timeout connect")) {
+            (None, None) => return,
+            (Some(line), _) => (line, "one queue of the upstream for all its backends"),
+            (None, Some(line)) => (
                 line,
-                "sessions wait in one queue of the upstream for a place",
-            );
+                "also `queue_timeout`, since HAProxy lets sessions wait as long for a place where \
+                 there is no `timeout queue`",
+            ),
+        };
+        if let Some(limit) = time(line.word(2)) {
+            section.set("queue_timeout", quoted(&limit), &line.place);
+            self.differs(line, how);
             let length = of("maxqueue");
-            if length > 0 {
-                section.set("queue_length", length, &line.place);
+            let first = servers
+                .iter()
+                .find(|server| server.get("maxqueue").is_some());
+            if let Some(first) = first.filter(|_| length > 0) {
+                section.set("queue_length", length, first.place_of("maxqueue"));
             }
         }
     }
+}
 
-    /// What else a user of HAProxy would expect.
-    fn upstream_notes(&mut self, block: &Block, servers: &[Server]) {
-        let backups = servers
-            .iter()
-            .filter(|server| server.get("backup").is_some());
-        if backups.count() > 1 && block.last("option allbackups").is_none() {
-            let text = "all backups serve together, as with `option allbackups`";
-            self.note(List::Differs, &block.place, text);
-        }
-        if servers.iter().all(|server| server.get("observe").is_none()) {
-            let text = "max_fails = 0: failed connects alone take no backend out, as without \
-                        `observe`; without it they do so for 10s";
-            self.note(List::Carried, &block.place, text);
-        }
-    }
+/// The second of several backups behind one server at most: HAProxy uses the first one that is up.
+fn one_by_one<'a>(block: &Block, servers: &'a [Server]) -> Option<&'a Server> {
+    let is_backup = |server: &&Server| server.get("backup").is_some();
+    let regular = servers.iter().filter(|server| !is_backup(server)).count();
+    let second = servers.iter().filter(is_backup).nth(1);
+    second.filter(|_| regular <= 1 && block.last("option allbackups").is_none())
 }

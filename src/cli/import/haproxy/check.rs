@@ -29,16 +29,21 @@ pub(super) fn section(
             if let Some(line) = line.filter(|line| line.word(2) == "user") {
                 section.set("user", quoted(line.word(3)), place);
             }
-            let text = "`pgsql-check`: with `user` and `role = \"primary\"` it logs in and knows \
+            let text = "with `user` and `role = \"primary\"` it logs in and knows \
                         the role";
             import.note(List::Differs, place, text);
         }
         ("mysql-check", Some(line)) if line.word(2) == "user" => {
             section.set("kind", quoted("mysql"), place);
             section.set("user", quoted(line.word(3)), place);
-            import.note(List::Differs, place, "`mysql-check`: a complete login");
+            import.note(List::Differs, place, "a complete login");
         }
-        ("httpchk", Some(line)) => http(import, &mut section, block, line),
+        ("httpchk", Some(line)) => match http_text(block) {
+            Some(expect) if server.get("check-ssl").is_none() => {
+                text_of_http(import, &mut section, line, expect);
+            }
+            _ => http(import, &mut section, block, line),
+        },
         ("tcp-check", Some(line)) => dialogue(import, &mut section, block, line),
         ("mysql-check", Some(line)) => {
             import.differs(line, "without a `user` only the connection is checked");
@@ -56,20 +61,22 @@ pub(super) fn section(
         (_, None) => section.set("kind", quoted("tcp"), place),
     }
     if let Some(line) = option {
-        import.carried_once(line);
+        import.carried(line);
     }
     let interval = server.get("inter").and_then(time);
     if let Some(interval) = &interval {
-        section.set("interval", quoted(interval), &server.place);
+        section.set("interval", quoted(interval), server.place_of("inter"));
     }
-    // One interval for all, where nothing else is set.
+    // One interval for all, where nothing else is set: HAProxy's default without `inter`.
+    let of_interval = server.place_of(if interval.is_some() { "inter" } else { "check" });
     let interval = interval.unwrap_or_else(|| "2s".to_owned());
-    let fast = server.get("fastinter").and_then(time);
-    let fast = fast.unwrap_or_else(|| interval.clone());
-    section.set("fast_interval", quoted(&fast), &server.place);
+    match server.get("fastinter").and_then(time) {
+        Some(fast) => section.set("fast_interval", quoted(&fast), server.place_of("fastinter")),
+        None => section.set("fast_interval", quoted(&interval), of_interval),
+    }
     for name in ["rise", "fall", "port"] {
         if let Some(value) = server.get(name) {
-            section.set(name, value, &server.place);
+            section.set(name, value, server.place_of(name));
         }
     }
     let limit = block.last("timeout check");
@@ -78,37 +85,76 @@ pub(super) fn section(
             section.set("timeout", quoted(&limit), &line.place);
             import.carried(line);
         }
-        None => section.set("timeout", quoted(&interval), &server.place),
+        None => section.set("timeout", quoted(&interval), of_interval),
     }
     if server.get("check-ssl").is_some() && ["httpchk", "redis-check"].contains(&name) {
-        section.set("tls", quoted("require"), &server.place);
+        section.set("tls", quoted("require"), server.place_of("check-ssl"));
     }
     if server.get("downinter").is_some() {
         let text = "`downinter`: there is no other interval for a backend that is down";
-        import.note(List::Differs, &server.place, text);
+        import.note(List::Differs, server.place_of("downinter"), text);
     }
     if let Some(address) = server.get("addr") {
         let text = format!("`addr {address}`: write `address` with a port in the check");
-        import.note(List::Lost, &server.place, &text);
+        import.note(List::Lost, server.place_of("addr"), &text);
     }
     section
 }
 
+/// The options of a backend that say how it is checked.
+pub(super) const KINDS: [&str; 9] = [
+    "redis-check",
+    "pgsql-check",
+    "mysql-check",
+    "tcp-check",
+    "httpchk",
+    "smtpchk",
+    "ldap-check",
+    "ssl-hello-chk",
+    "external-check",
+];
+
+/// There is one check for all servers: those that have other values than the first one.
+pub(super) fn note_other_values(import: &mut Import<'_>, servers: &[Server]) {
+    let mut checked = servers.iter().filter(|server| server.is_checked());
+    let Some(first) = checked.next() else {
+        return;
+    };
+    for other in checked {
+        for name in [
+            "port",
+            "addr",
+            "check-ssl",
+            "inter",
+            "fastinter",
+            "rise",
+            "fall",
+        ] {
+            if other.get(name) == first.get(name) {
+                continue;
+            }
+            // It asks another server than the one that it is about.
+            let list = match name {
+                "port" | "addr" | "check-ssl" => List::Lost,
+                _ => List::Differs,
+            };
+            let text = format!(
+                "`{name}`: one check for all backends, that of {}",
+                first.place
+            );
+            import.note(list, &other.place, &text);
+        }
+    }
+}
+
 fn option(block: &Block) -> Option<&Line> {
-    const KINDS: [&str; 9] = [
-        "redis-check",
-        "pgsql-check",
-        "mysql-check",
-        "tcp-check",
-        "httpchk",
-        "smtpchk",
-        "ldap-check",
-        "ssl-hello-chk",
-        "external-check",
-    ];
-    // HAProxy takes the last one.
-    let mut kinds = KINDS.iter();
-    kinds.find_map(|name| block.last(&format!("option {name}")))
+    // HAProxy takes the last one, and its own before that of the defaults.
+    let is_kind = |line: &&Line| {
+        let (word, kind) = (line.word(0), line.word(1));
+        word == "option" && KINDS.contains(&kind) && block.last(&line.key()).is_some()
+    };
+    let own = block.lines.iter().rfind(is_kind);
+    own.or_else(|| block.defaults.iter().rfind(is_kind))
 }
 
 /// Where a dialogue asks for a role, if it does.
@@ -116,6 +162,42 @@ pub(super) fn role_place(block: &Block) -> Option<Place> {
     let option = option(block).filter(|line| line.word(1) == "tcp-check")?;
     let dialogue = Dialogue::of(block);
     dialogue.role().map(|_| option.place.clone())
+}
+
+/// What has to be in an answer of HTTP.
+fn http_text(block: &Block) -> Option<&Line> {
+    let rules = block.rules("http-check");
+    let is_text = |line: &Line| line.word(2) == "string" || line.word(2) == "rstring";
+    match rules.as_slice() {
+        [rule] if rule.word(1) == "expect" && is_text(rule) => Some(rule),
+        _ => None,
+    }
+}
+
+/// `kind = "http"` does not read the body of an answer.
+fn text_of_http(import: &mut Import<'_>, section: &mut Section, line: &Line, expect: &Line) {
+    section.set("kind", quoted("send_expect"), &line.place);
+    let word = |n: usize, default: &'static str| match line.word(n) {
+        "" => default.to_owned(),
+        word => word.to_owned(),
+    };
+    let (method, path, version) = match line.word(2).starts_with('/') {
+        true => ("OPTIONS".to_owned(), word(2, "/"), word(3, "HTTP/1.0")),
+        false => (word(2, "OPTIONS"), word(3, "/"), word(4, "HTTP/1.0")),
+    };
+    let request = format!("{method} {path} {version}\r\n\r\n");
+    section.set("send", quoted(&request), &line.place);
+    let key = match expect.word(2) {
+        "rstring" => "expect_regex",
+        _ => "expect",
+    };
+    let text = expect.words.get(3..).unwrap_or_default().join(" ");
+    section.set(key, quoted(&text), &expect.place);
+    import.carried(line);
+    import.differs(
+        expect,
+        "looked for in the whole answer, also in its status and headers",
+    );
 }
 
 fn http(import: &mut Import<'_>, section: &mut Section, block: &Block, line: &Line) {
@@ -127,11 +209,7 @@ fn http(import: &mut Import<'_>, section: &mut Section, block: &Block, line: &Li
         section.set("path", quoted(path), &line.place);
     }
     let mut expected = None;
-    for line in block
-        .lines
-        .iter()
-        .filter(|line| line.word(0) == "http-check")
-    {
+    for line in block.rules("http-check") {
         match (line.word(1), line.word(2)) {
             ("expect", "status") => {
                 expected = Some(line);
@@ -143,6 +221,10 @@ fn http(import: &mut Import<'_>, section: &mut Section, block: &Block, line: &Li
                     section.set("path", quoted(uri), &line.place);
                 }
                 import.differs(line, "GET with the path alone");
+            }
+            ("expect", "string" | "rstring") | ("expect", "!") => {
+                let text = "no body is looked at: a server is up with any answer of this status";
+                import.lost(line, text);
             }
             _ => import.lost(line, "no counterpart"),
         }
@@ -181,9 +263,8 @@ struct Dialogue<'a> {
 
 impl<'a> Dialogue<'a> {
     fn of(block: &'a Block) -> Self {
-        let lines = block.lines.iter().filter(|l| l.word(0) == "tcp-check");
         let mut dialogue = Self {
-            steps: lines.collect(),
+            steps: block.rules("tcp-check"),
             sent: Vec::new(),
             expected: Vec::new(),
             send_key: "send",

@@ -8,19 +8,26 @@ use super::{
 use crate::config::text::quote::{quoted, quoted_list};
 
 /// Where a listener binds.
-#[derive(Default)]
 struct Binds {
     addresses: Vec<String>,
-    /// `key = value` of the parameters, and where they stand.
-    keys: Vec<(&'static str, String, Place)>,
-    place: Option<Place>,
+    /// `key = value` of the parameters.
+    keys: Vec<(&'static str, String)>,
+    place: Place,
 }
 
 impl Import<'_> {
     pub(super) fn frontend(&mut self, block: &Block) {
-        if let Err((place, why)) = self.try_frontend(block) {
-            let text = format!("`{} {}` is left out: {why}", block.kind, block.name);
-            self.note(List::Lost, &place, &text);
+        let count = self.document.count();
+        match self.try_frontend(block) {
+            Ok(()) => self.carried(&block.header),
+            Err((place, why)) => {
+                self.document.take_back(count);
+                let text = match place.to_string() == block.place.to_string() {
+                    true => format!("left out: {why}"),
+                    false => format!("left out because of {place}: {why}"),
+                };
+                self.whole(List::Lost, block, &text);
+            }
         }
     }
 
@@ -41,90 +48,111 @@ impl Import<'_> {
                     return fail(&block.place, "it has no `default_backend`");
                 };
                 let name = line.word(1);
-                let is = |b: &&Block| b.kind == "backend" && b.name == name;
-                match self.blocks.iter().find(is) {
+                match self.targets.get(name).copied() {
                     Some(backend) => backend,
                     None => return fail(&line.place, &format!("there is no backend `{name}`")),
                 }
             }
         };
-        let binds = self.binds(block)?;
-        let Some(place) = binds.place.clone() else {
+        let all_binds = self.binds(block)?;
+        if all_binds.is_empty() {
             return fail(&block.place, "it has no `bind`");
-        };
-        let upstream = self.backend(target)?;
-        let name = self.document.name("listeners", &block.name);
-        let mut section = Section::new(header("listeners", &name), &block.place);
-        let bind = match &binds.addresses[..] {
-            [one] => quoted(one),
-            many => quoted_list(many.iter()),
-        };
-        section.set("bind", bind, &place);
-        section.set("upstream", quoted(&upstream), &block.place);
-        for (key, value, place) in &binds.keys {
-            section.set(key, value, place);
         }
-        self.limits(&mut section, block, target);
-        self.access(&mut section, block, target);
+        let upstream = self.backend(target)?;
+        for binds in all_binds {
+            let name = self.document.name("listeners", &block.name);
+            let mut section = Section::new(header("listeners", &name), &block.place);
+            let bind = match &binds.addresses[..] {
+                [one] => quoted(one),
+                many => quoted_list(many.iter()),
+            };
+            section.set("bind", bind, &binds.place);
+            section.set("upstream", quoted(&upstream), &block.place);
+            for (key, value) in &binds.keys {
+                section.set(key, value, &binds.place);
+            }
+            self.limits(&mut section, block, target);
+            self.access(&mut section, block, target);
+            self.log(block);
+            self.document.sections.push(section);
+        }
         self.rest(block);
         self.rest(target);
-        self.document.sections.push(section);
         Ok(())
     }
 
-    fn binds(&mut self, block: &Block) -> Result<Binds, (Place, String)> {
-        let mut binds = Binds::default();
-        for line in block.lines.iter().filter(|line| line.word(0) == "bind") {
-            let fail = |why: &str| Err((line.place.clone(), why.to_owned()));
-            binds.place.get_or_insert_with(|| line.place.clone());
-            let parameters = &line.words[2.min(line.words.len())..];
-            let has = |word: &str| parameters.iter().any(|parameter| parameter == word);
-            if has("ssl") {
-                return fail("TLS of sessions is not supported yet");
-            }
-            for address in line.word(1).split(',') {
-                match bind(address, has("v4v6")) {
-                    Ok(addresses) => binds.addresses.extend(addresses),
-                    Err(why) => return fail(why),
-                }
-            }
-            let mut rest = parameters.iter();
-            while let Some(parameter) = rest.next() {
-                let key = match parameter.as_str() {
-                    "accept-proxy" => {
-                        let limit = block.last("timeout client").and_then(|l| time(l.word(2)));
-                        let value = match limit.filter(|limit| limit != "0s") {
-                            Some(limit) => format!("{{ timeout = {} }}", quoted(&limit)),
-                            None => "true".to_owned(),
-                        };
-                        Some(("accept_proxy", value))
-                    }
-                    "tcp-ut" => rest
-                        .next()
-                        .and_then(|limit| time(limit))
-                        .map(|limit| ("user_timeout", quoted(&limit))),
-                    "backlog" => rest.next().map(|n| ("backlog", n.clone())),
-                    "mode" => rest
-                        .next()
-                        .map(|mode| ("unix_mode", quoted(&format!("{mode:0>4}")))),
-                    "user" => rest.next().map(|user| ("unix_owner", quoted(user))),
-                    "group" => rest.next().map(|group| ("unix_group", quoted(group))),
-                    "v4v6" | "v6only" | "tfo" | "defer-accept" => continue,
-                    "name" | "process" | "thread" | "maxconn" | "level" | "shards" => {
-                        rest.next();
-                        continue;
-                    }
-                    _ => {
-                        self.lost(line, &format!("`{parameter}` has no counterpart"));
-                        break;
-                    }
-                };
-                let known = |name: &str| binds.keys.iter().any(|(key, ..)| *key == name);
-                if let Some((key, value)) = key.filter(|(key, _)| !known(key)) {
-                    binds.keys.push((key, value, line.place.clone()));
-                }
+    /// A listener for each set of parameters.
+    fn binds(&mut self, block: &Block) -> Result<Vec<Binds>, (Place, String)> {
+        let mut all: Vec<Binds> = Vec::new();
+        // Before HAProxy 2.0 the address could follow the name.
+        let first = [&block.header].into_iter();
+        let first = first.filter(|header| header.word(2).contains(':'));
+        let first = first.map(|header| Line {
+            words: header.words[1..].to_vec(),
+            place: header.place.clone(),
+        });
+        let first: Vec<Line> = first.collect();
+        let lines = block.lines.iter().filter(|line| line.word(0) == "bind");
+        for line in first.iter().chain(lines) {
+            let binds = self.bind_line(block, line);
+            let binds = binds.map_err(|why| (line.place.clone(), why.to_owned()))?;
+            match all.iter_mut().find(|other| other.keys == binds.keys) {
+                Some(other) => other.addresses.extend(binds.addresses),
+                None => all.push(binds),
             }
             self.carried(line);
+        }
+        Ok(all)
+    }
+
+    fn bind_line(&mut self, block: &Block, line: &Line) -> Result<Binds, &'static str> {
+        let parameters = &line.words[2.min(line.words.len())..];
+        let has = |word: &str| parameters.iter().any(|parameter| parameter == word);
+        if has("ssl") {
+            return Err("TLS of sessions is not supported yet");
+        }
+        let mut binds = Binds {
+            addresses: Vec::new(),
+            keys: Vec::new(),
+            place: line.place.clone(),
+        };
+        for address in line.word(1).split(',') {
+            binds.addresses.extend(bind(address, has("v4v6"))?);
+        }
+        let mut rest = parameters.iter();
+        while let Some(parameter) = rest.next() {
+            let key = match parameter.as_str() {
+                "accept-proxy" => {
+                    let limit = block.last("timeout client").and_then(|l| time(l.word(2)));
+                    let value = match limit.filter(|limit| limit != "0s") {
+                        Some(limit) => format!("{{ timeout = {} }}", quoted(&limit)),
+                        None => "true".to_owned(),
+                    };
+                    Some(("accept_proxy", value))
+                }
+                "tcp-ut" => rest
+                    .next()
+                    .and_then(|limit| time(limit))
+                    .map(|limit| ("user_timeout", quoted(&limit))),
+                "transparent" => Some(("freebind", "true".to_owned())),
+                "backlog" => rest.next().map(|n| ("backlog", n.clone())),
+                "mode" => rest
+                    .next()
+                    .map(|mode| ("unix_mode", quoted(&format!("{mode:0>4}")))),
+                "user" => rest.next().map(|user| ("unix_owner", quoted(user))),
+                "group" => rest.next().map(|group| ("unix_group", quoted(group))),
+                "v4v6" | "v6only" | "tfo" | "defer-accept" => continue,
+                "name" | "process" | "thread" | "maxconn" | "level" | "shards" => {
+                    rest.next();
+                    continue;
+                }
+                _ => {
+                    self.lost(line, &format!("`{parameter}` has no counterpart"));
+                    break;
+                }
+            };
+            let known = |name: &str| binds.keys.iter().any(|(key, _)| *key == name);
+            binds.keys.extend(key.filter(|(key, _)| !known(key)));
         }
         Ok(binds)
     }
@@ -211,8 +239,7 @@ impl Import<'_> {
                 let key = format!("timeout {side}");
                 block.last(&key).or(target.last(&key))
             }) {
-                let line = line.clone();
-                self.harmless(&line, &format!("`{}` replaces it", tunnel.text()));
+                self.harmless(line, &format!("`{}` replaces it", tunnel.text()));
             }
         }
     }
@@ -226,6 +253,9 @@ impl Import<'_> {
         {
             self.lost(line, "not a time");
         }
+        for line in lines.iter().filter(|l| milliseconds(l.word(2)) == Some(0)) {
+            self.harmless(line, "it is no limit");
+        }
         let shortest = lines.iter().filter(|line| limit(line).is_some());
         let Some(line) = shortest.min_by_key(|line| limit(line)) else {
             self.document.set_default(key, quoted("0s"));
@@ -236,10 +266,7 @@ impl Import<'_> {
             quoted(&duration(limit(&line).unwrap_or(0))),
             &line.place,
         );
-        for other in lines
-            .iter()
-            .filter(|line| milliseconds(line.word(2)).is_some())
-        {
+        for other in lines.iter().filter(|line| limit(line).is_some()) {
             match limit(&other) == limit(&line) {
                 true => self.carried(other),
                 false => self.differs(
@@ -259,7 +286,7 @@ impl Import<'_> {
         let (client, server) = (at("cli", block), at("srv", target));
         for (line, begin) in [(block, "clitcpka-"), (target, "srvtcpka-")]
             .into_iter()
-            .flat_map(|(block, begin)| block.lines.iter().map(move |line| (line, begin)))
+            .flat_map(|(block, begin)| block.all().map(move |line| (line, begin)))
         {
             if line.word(0).starts_with(begin) {
                 self.carried(line);

@@ -1,28 +1,19 @@
 //! What remains of a section when its listener or upstream is made: each line is in a list.
 
-use super::{
-    Import, LOG,
-    frontend::only_backend,
-    syntax::{Block, Line},
-};
+use super::{Import, check, frontend::only_backend, log, syntax::Block};
 
 /// Lines that need nothing, by their first words.
-const HARMLESS: [(&str, &str); 24] = [
+const HARMLESS: [(&str, &str); 20] = [
     ("description", "it is a comment"),
     ("fullconn", "limits do not depend on the load"),
     ("id", "names are enough"),
-    ("mode", "TCP is the default"),
     ("option allbackups", "all backups serve together"),
     ("option clitcpka", "it is for clients"),
     ("option contstats", "bytes always count at once"),
-    ("option dontlog-normal", LOG_IS_OFF),
-    ("option dontlognull", LOG_IS_OFF),
     (
         "option log-health-checks",
         "changes of a check are always logged",
     ),
-    ("option log-separate-errors", LOG_IS_OFF),
-    ("option logasap", LOG_IS_OFF),
     ("option nolinger", "a reset is passed on as a reset"),
     ("option redispatch", "each attempt uses another backend"),
     ("option socket-stats", "every listener has metrics"),
@@ -38,23 +29,33 @@ const HARMLESS: [(&str, &str); 24] = [
     ("option srvtcpka", "it is for servers"),
     ("option tcp-smart-accept", "the kernel decides"),
     ("option tcp-smart-connect", "the kernel decides"),
-    ("option http-server-close", "it is for HTTP"),
-    ("option httpclose", "it is for HTTP"),
-    ("option forwardfor", "it is for HTTP"),
+    ("option abortonclose", "a session ends with its client"),
+    ("option forwardfor", OF_HTTP),
+    ("option prefer-last-server", OF_HTTP),
+    ("redispatch", "each attempt uses another backend"),
 ];
-const LOG_IS_OFF: &str = "the access log is off by default";
+const OF_HTTP: &str = "in `mode tcp` HAProxy ignores it";
+const OF_HTTP_WORDS: [&str; 14] = [
+    "capture",
+    "compression",
+    "cookie",
+    "errorfile",
+    "errorfiles",
+    "errorloc",
+    "errorloc302",
+    "errorloc303",
+    "http-after-response",
+    "http-request",
+    "http-response",
+    "http-reuse",
+    "monitor-uri",
+    "reqadd",
+];
 
 impl Import<'_> {
     /// Lines of which nothing has been said so far.
     pub(super) fn rest(&mut self, block: &Block) {
-        let is_log = |line: &&Line| {
-            let words = (line.word(0), line.word(1));
-            line.word(0) == "log" || matches!(words, ("option", "tcplog" | "httplog"))
-        };
-        if let Some(line) = block.defaults.iter().find(is_log) {
-            self.differs(line, LOG);
-        }
-        for line in &block.lines {
+        for line in block.all() {
             if self.document.is_noted(&line.place) {
                 continue;
             }
@@ -65,16 +66,40 @@ impl Import<'_> {
                 continue;
             }
             match (line.word(0), line.word(1)) {
+                _ if log::KEYS.contains(&key.as_str()) => {
+                    self.harmless(line, "the frontend decides what is recorded");
+                }
+                ("mode", "tcp") => self.harmless(line, "TCP is the default"),
+                ("mode", _) => self.harmless(line, "the sections that are imported have another"),
                 ("no", _) => self.harmless(line, "it is off"),
-                ("log" | "log-format" | "log-format-sd" | "log-tag", _)
-                | ("option", "tcplog" | "httplog") => self.differs(line, LOG),
-                ("timeout", _) => self.harmless(line, "no session waits for it"),
+                ("timeout", _) => {
+                    self.harmless(line, "no section that is imported depends on this value");
+                }
+                ("option", kind) if check::KINDS.contains(&kind) => {
+                    self.harmless(
+                        line,
+                        "another check takes its place, or no server has `check`",
+                    );
+                }
+                ("balance" | "hash-type", _) => {
+                    self.harmless(line, "something else selects the backend");
+                }
+                ("tcp-check" | "http-check", _) => {
+                    self.harmless(line, "the check that is imported is of another kind");
+                }
                 ("default_backend", _) => self.carried(line),
                 ("use_backend", _) if only_backend(block).is_some() => self.carried(line),
-                ("http-request" | "http-response" | "http-after-response", _) => {
-                    self.harmless(line, "in `mode tcp` HAProxy ignores it");
+                ("stats", _) => self.harmless(line, "[admin] listen has a status page"),
+                ("option", option) if option.starts_with("http") => {
+                    self.harmless(line, OF_HTTP);
                 }
+                (word, _) if OF_HTTP_WORDS.contains(&word) => self.harmless(line, OF_HTTP),
                 ("acl", _) => self.lost(line, "no rule that is carried over uses it"),
+                ("use_backend", _) => {
+                    let text = "conditions do not select an upstream: its clients go to that of \
+                                `default_backend`";
+                    self.lost(line, text);
+                }
                 _ => self.lost(line, "no counterpart"),
             }
         }

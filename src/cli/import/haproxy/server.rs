@@ -3,17 +3,20 @@
 use super::{super::document::Place, syntax::Line};
 
 /// The parameters of servers that take a value.
-const WITH_VALUE: [&str; 32] = [
+const WITH_VALUE: [&str; 44] = [
     "addr",
     "agent-addr",
     "agent-inter",
     "agent-port",
     "agent-send",
     "ca-file",
+    "alpn",
     "check-alpn",
     "check-proto",
     "check-sni",
+    "ciphers",
     "cookie",
+    "crl-file",
     "crt",
     "downinter",
     "error-limit",
@@ -22,41 +25,70 @@ const WITH_VALUE: [&str; 32] = [
     "id",
     "init-addr",
     "inter",
+    "max-reuse",
     "maxconn",
     "maxqueue",
     "minconn",
+    "namespace",
     "observe",
     "on-error",
     "on-marked-down",
     "on-marked-up",
     "port",
+    "proto",
+    "proxy-v2-options",
+    "redir",
     "resolve-net",
     "resolve-prefer",
     "resolvers",
     "rise",
     "slowstart",
+    "sni",
+    "tcp-ut",
+    "track",
+    "verifyhost",
     "weight",
 ];
+
+/// A parameter of a server.
+pub(super) struct Parameter {
+    pub(super) name: String,
+    /// Empty where it has none.
+    pub(super) value: String,
+    pub(super) place: Place,
+}
 
 /// A `server` with the parameters of `default-server` before its own.
 pub(super) struct Server {
     pub(super) address: String,
     pub(super) place: Place,
-    pub(super) parameters: Vec<(String, String)>,
+    pub(super) parameters: Vec<Parameter>,
 }
 
 impl Server {
-    pub(super) fn read(address: &str, line: &Line, own: usize, defaults: &[String]) -> Self {
+    /// `defaults`: the words of all `default-server` lines.
+    pub(super) fn read(
+        address: &str,
+        line: &Line,
+        own: usize,
+        defaults: &[(String, Place)],
+    ) -> Self {
         let own = line.words.get(own..).unwrap_or_default();
-        let mut parameters: Vec<(String, String)> = Vec::new();
-        let mut words = defaults.iter().chain(own);
-        while let Some(word) = words.next() {
+        let own = own.iter().map(|word| (word, &line.place));
+        let mut parameters: Vec<Parameter> = Vec::new();
+        let defaults = defaults.iter().map(|(word, place)| (word, place));
+        let mut words = defaults.chain(own);
+        while let Some((word, place)) = words.next() {
             let has_value = WITH_VALUE.contains(&word.as_str()) || word == "source";
             let value = if has_value { words.next() } else { None };
             let off = word.strip_prefix("no-").unwrap_or(word);
-            parameters.retain(|(name, _)| name != word && name != off);
+            parameters.retain(|known| known.name != *word && known.name != off);
             if off == word || word == "no-check" {
-                parameters.push((word.clone(), value.cloned().unwrap_or_default()));
+                parameters.push(Parameter {
+                    name: word.clone(),
+                    value: value.map_or_else(String::new, |(value, _)| value.clone()),
+                    place: place.clone(),
+                });
             }
         }
         let (address, place) = (address.to_owned(), line.place.clone());
@@ -67,9 +99,17 @@ impl Server {
         }
     }
 
+    fn find(&self, name: &str) -> Option<&Parameter> {
+        self.parameters.iter().find(|known| known.name == name)
+    }
+
     pub(super) fn get(&self, name: &str) -> Option<&str> {
-        let found = self.parameters.iter().find(|(known, _)| known == name);
-        found.map(|(_, value)| value.as_str())
+        self.find(name).map(|found| found.value.as_str())
+    }
+
+    /// Where a parameter stands; without it the server.
+    pub(super) fn place_of(&self, name: &str) -> &Place {
+        self.find(name).map_or(&self.place, |found| &found.place)
     }
 
     pub(super) fn is_checked(&self) -> bool {

@@ -32,6 +32,8 @@ impl Line {
 
 #[derive(Debug)]
 pub(super) struct Block {
+    /// The words of its first line.
+    pub(super) header: Line,
     /// `frontend`, `backend`, `listen`, `global`, `defaults` or another.
     pub(super) kind: String,
     pub(super) name: String,
@@ -42,6 +44,22 @@ pub(super) struct Block {
 }
 
 impl Block {
+    /// Its lines, behind those of the defaults.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Line> {
+        self.defaults.iter().chain(&self.lines)
+    }
+
+    /// All lines that begin with `word`; its own replace those of the defaults.
+    pub(super) fn rules(&self, word: &str) -> Vec<&Line> {
+        let of = |lines: &'_ [Line]| lines.iter().any(|line| line.word(0) == word);
+        let lines = if of(&self.lines) {
+            &self.lines
+        } else {
+            &self.defaults
+        };
+        lines.iter().filter(|line| line.word(0) == word).collect()
+    }
+
     /// The last line of this key, here or in the defaults; `no option` is none.
     pub(super) fn last(&self, key: &str) -> Option<&Line> {
         let own = |lines: &'_ [Line]| lines.iter().rposition(|line| line.key() == key);
@@ -85,15 +103,27 @@ pub(super) fn read(text: &str, origin: &str) -> Result<Vec<Block>, String> {
         let place = Place {
             file: file.clone(),
             line: n + 1,
+            word: 0,
         };
-        let words = words(line).map_err(|why| format!("{place}: {why}"))?;
+        let mut words = words(line).map_err(|why| format!("{place}: {why}"))?;
+        // The names before HAProxy 1.3.
+        let of_timeout = match words.first().map(String::as_str) {
+            Some("contimeout") => "connect",
+            Some("clitimeout") => "client",
+            Some("srvtimeout") => "server",
+            _ => "",
+        };
+        if !of_timeout.is_empty() {
+            words.splice(..1, ["timeout".to_owned(), of_timeout.to_owned()]);
+        }
         let Some(first) = words.first().cloned() else {
             continue;
         };
         // At any indentation.
         if KINDS.contains(&first.as_str()) {
-            if let Some(block) = blocks.pop_if(|block| block.kind == "defaults") {
-                defaults.push((block.name, block.lines));
+            if let Some(block) = blocks.last().filter(|block| block.kind == "defaults") {
+                let all = block.all().cloned().collect();
+                defaults.push((block.name.clone(), all));
             }
             let from = words.iter().position(|word| word == "from");
             let name = from.and_then(|n| words.get(n + 1));
@@ -109,17 +139,17 @@ pub(super) fn read(text: &str, origin: &str) -> Result<Vec<Block>, String> {
             let inherited = inherited
                 .map(|(_, lines)| lines.clone())
                 .unwrap_or_default();
-            let (lines, defaults) = match first == "defaults" {
-                true => (inherited, Vec::new()),
-                false => (Vec::new(), inherited),
-            };
             let name = words.get(1).cloned().unwrap_or_default();
             blocks.push(Block {
+                header: Line {
+                    words,
+                    place: place.clone(),
+                },
                 kind: first,
                 name,
                 place,
-                lines,
-                defaults,
+                lines: Vec::new(),
+                defaults: inherited,
             });
         } else if let Some(block) = blocks.last_mut() {
             block.lines.push(Line { words, place });
@@ -211,11 +241,11 @@ mod tests {
                     backend g\nbackend h from a\n no option x\n";
         let blocks = read(text, "f").expect("valid");
         assert_eq!(
-            blocks[0].last("timeout client").map(Line::text).as_deref(),
+            blocks[1].last("timeout client").map(Line::text).as_deref(),
             Some("timeout client 5s")
         );
-        assert!(blocks[1].last("mode").is_some() && blocks[1].last("timeout client").is_none());
-        assert!(blocks[2].last("timeout client").is_some() && blocks[2].last("option x").is_none());
+        assert!(blocks[3].last("mode").is_some() && blocks[3].last("timeout client").is_none());
+        assert!(blocks[4].last("timeout client").is_some() && blocks[4].last("option x").is_none());
         assert!(read("bind :1\n", "f").is_err());
     }
 

@@ -50,7 +50,12 @@ fn definition(directive: &Directive) -> Option<(&str, &str)> {
         "set" => (directive.arguments.first(), directive.arguments.get(1)),
         "map" | "geo" => {
             let cases = directive.inside().iter();
-            let cases: Vec<&Directive> = cases.filter(|case| case.name != "volatile").collect();
+            let cases: Vec<&Directive> = cases
+                .filter(|case| !["volatile", "include"].contains(&case.name.as_str()))
+                .collect();
+            if directive.inside().iter().any(Directive::is_missing) {
+                return None;
+            }
             // Of an empty text only the default can come.
             let is_empty = directive.arguments.len() == 2 && directive.first().is_empty();
             let default = cases.iter().find(|case| case.name == "default")?;

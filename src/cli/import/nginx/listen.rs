@@ -2,7 +2,7 @@
 
 use super::{
     super::document::{List, Place},
-    Directive, Import, shown, value,
+    Directive, Import, value,
 };
 use crate::config::text::quote::quoted;
 
@@ -82,7 +82,7 @@ impl Import<'_> {
                     group.keys.extend(Group::keepalive(times));
                 }
                 _ => {
-                    let text = format!("`{}`: `{parameter}` has no counterpart", shown(listen));
+                    let text = format!("`{parameter}` has no counterpart");
                     self.document.note(List::Lost, &listen.place, text);
                 }
             }

@@ -4,7 +4,7 @@ use super::{
     super::document::{List, Place, Section, header},
     Directive, Import, Scope,
     listen::{Group, join},
-    shown, value,
+    value,
 };
 use crate::config::text::quote::{quoted, quoted_list};
 
@@ -51,55 +51,75 @@ enum Setting {
 
 impl<'a> Import<'a> {
     pub(super) fn server(&mut self, server: &'a Directive, outer: &Scope<'a>) {
+        let count = self.document.count();
+        match self.server_or_reason(server, outer) {
+            Ok(()) => self.carried(server),
+            Err((place, why)) => {
+                self.document.take_back(count);
+                let text = match place.to_string() == server.place.to_string() {
+                    true => format!("left out: {why}"),
+                    false => format!("left out because of {place}: {why}"),
+                };
+                self.whole(List::Lost, server, &text);
+            }
+        }
+    }
+
+    /// The error is why it cannot be imported, and where.
+    fn server_or_reason(
+        &mut self,
+        server: &'a Directive,
+        outer: &Scope<'a>,
+    ) -> Result<(), (Place, String)> {
         let mut scope = outer.within(server.inside());
         let mut rest = server.inside();
         if self.is_http {
             let locations = || server.inside().iter().filter(|d| d.name == "location");
             let root = locations().find(|d| d.first() == "/");
             let Some(location) = root.or_else(|| locations().next()) else {
-                self.lost(server, "it has no `location` with `proxy_pass`");
-                return;
+                let why = "it has no `location` with `proxy_pass`";
+                return Err((server.place.clone(), why.to_owned()));
             };
-            if locations().count() > 1 {
-                let text = "of several `location` blocks the one of `/` is taken: layer 4 does not \
-                            see paths";
-                self.document
-                    .note(List::Lost, &server.place, format!("`server`: {text}"));
+            self.carried(location);
+            for other in locations().filter(|other| !std::ptr::eq(*other, location)) {
+                let text = "layer 4 does not see paths: all sessions go where those of one \
+                            `location` go";
+                self.whole(List::Lost, other, text);
             }
             scope = scope.within(location.inside());
             rest = location.inside();
         }
-        if let Err((place, why)) = self.try_server(server, &scope) {
-            let text = format!("`server` is left out: {why}");
-            self.document.note(List::Lost, &place, text);
-            return;
-        }
-        let own = server.inside().iter().filter(|d| d.name != "location");
+        self.try_server(server, &scope)?;
+        let is_http = self.is_http;
+        let is_own = |d: &&Directive| !is_http || d.name != "location";
+        let own = server.inside().iter().filter(is_own);
         let inner = rest.iter().filter(|_| self.is_http);
         let all: Vec<&Directive> = own.chain(inner).collect();
         for directive in all {
             match directive.name.as_str() {
                 "error_log" => self.error_log(directive),
-                "ssl_preread" if directive.first() != "on" => {}
+                "ssl_preread" if directive.first() != "on" => {
+                    self.unneeded(directive, "it is the default");
+                }
                 "set" if super::constant::is_constant(directive, &[self.around]) => {
                     self.carried(directive);
                 }
                 "ssl_preread" | "server_name" => {
-                    let text = format!(
-                        "{}: nothing to write, all sessions go to one upstream",
-                        directive.name
-                    );
-                    self.document.note(List::Carried, &directive.place, text);
+                    self.unneeded(directive, "all sessions go to one upstream");
+                }
+                // A server that sends TLS was left out.
+                name if name.starts_with("proxy_ssl") => {
+                    self.unneeded(directive, "`proxy_ssl` is off");
                 }
                 name if name.starts_with("ssl_") => {
                     // A server with it was left out.
-                    let text = format!("{name}: nothing to write, `listen` is without `ssl`");
-                    self.document.note(List::Carried, &directive.place, text);
+                    self.unneeded(directive, "`listen` is without `ssl`");
                 }
                 name if SETTINGS.contains(&name) => {}
                 _ => self.by_verdict(directive),
             }
         }
+        Ok(())
     }
 
     /// The error is why it cannot be imported, and where.
@@ -127,7 +147,7 @@ impl<'a> Import<'a> {
         };
         let target = target.as_str();
         if target != pass.first() && !self.is_http {
-            let text = format!("`proxy_pass`: {} is always {target}", pass.first());
+            let text = format!("{} is always {target}", pass.first());
             self.document.note(List::Carried, &pass.place, text);
         }
         if let Some(ssl) = scope.last("proxy_ssl").filter(|d| d.first() == "on") {
@@ -195,7 +215,7 @@ impl<'a> Import<'a> {
 
     fn listener(
         &mut self,
-        server: &Directive,
+        server: &'a Directive,
         group: Group,
         upstream: &str,
         target: &str,
@@ -227,7 +247,7 @@ impl<'a> Import<'a> {
                     section.set(key, value, &setting.place);
                     self.carried(setting);
                 }
-                Setting::Default => self.carried(setting),
+                Setting::Default => self.unneeded(setting, "it is the default, or without effect"),
                 Setting::ReadByOthers => {}
                 Setting::Lost(why) => self.lost(setting, why),
             }
@@ -235,7 +255,7 @@ impl<'a> Import<'a> {
         self.limits(&mut section, scope);
         self.bandwidth(&mut section, scope);
         self.log(&mut section, scope);
-        self.access(&mut section, scope);
+        self.access(&mut section, server, scope);
         self.retries(&mut section, target, scope);
         self.defaults(&mut section, &group, scope);
         self.point_out_short_limit(target, scope);
@@ -268,7 +288,7 @@ impl<'a> Import<'a> {
                 Some(size) => {
                     ways.push(format!("{way} = {}", quoted(&size)));
                     self.carried(rate);
-                    let text = format!("`{name}`: without nginx's burst at each second");
+                    let text = "without nginx's burst at each second";
                     self.document.note(List::Differs, &rate.place, text);
                     place = Some(&rate.place);
                 }
@@ -294,11 +314,9 @@ impl<'a> Import<'a> {
 
     /// A log of its own, beside that of all.
     fn log(&mut self, section: &mut Section, scope: &Scope<'a>) {
-        let around = self.around;
-        let is_of_all = |own: &Directive| around.iter().any(|other| std::ptr::eq(other, own));
         for own in scope.all("access_log") {
             // That of all is in [log].
-            if is_of_all(own) {
+            if self.logs_of_all.contains(&own.place) {
                 continue;
             }
             match super::log_target(own.first()) {
@@ -359,23 +377,6 @@ impl<'a> Import<'a> {
             }
         };
         self.document.note(List::Differs, &group.place, text);
-    }
-
-    fn access(&mut self, section: &mut Section, scope: &Scope<'a>) {
-        let rules = scope.all("access");
-        if rules.is_empty() {
-            return;
-        }
-        let mut list = Vec::new();
-        for rule in rules {
-            let peers = rule.first().trim_end_matches(':');
-            list.push((
-                quoted(&format!("{} {peers}", rule.name)),
-                rule.place.clone(),
-            ));
-            self.carried(rule);
-        }
-        section.set_list("access", list);
     }
 
     fn setting(&self, setting: &Directive, udp: bool) -> Setting {
@@ -493,7 +494,7 @@ impl<'a> Import<'a> {
         if !section.has("requests") {
             section.set("per_packet", "true", &none.place);
         }
-        let text = "`proxy_responses 0`: each datagram is balanced on its own, and replies that \
+        let text = "each datagram is balanced on its own, and replies that \
                     come all the same return";
         self.document.note(List::Differs, &none.place, text);
     }
@@ -509,9 +510,8 @@ impl<'a> Import<'a> {
         let database = |address: &str| DATABASES.iter().any(|port| address.ends_with(port));
         if value::milliseconds(&time) < 10_000 && (database(target) || addresses.any(database)) {
             let text = format!(
-                "`{}`: sessions of a database that are idle for {time} are ended, as by nginx; \
-                 idle_timeout = \"1h\" would keep them",
-                shown(directive)
+                "sessions of a database that are idle for {time} are ended, as by nginx; \
+                 idle_timeout = \"1h\" would keep them"
             );
             self.document.note(List::Differs, &directive.place, text);
         }

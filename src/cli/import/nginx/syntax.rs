@@ -22,6 +22,8 @@ pub(in super::super) struct Directive {
     /// `None`: it ended with a semicolon.
     pub(in super::super) block: Option<Vec<Directive>>,
     pub(in super::super) place: Place,
+    /// How many files an `include` has brought.
+    pub(in super::super) files: usize,
 }
 
 impl Directive {
@@ -36,6 +38,23 @@ impl Directive {
 
     pub(in super::super) fn inside(&self) -> &[Directive] {
         self.block.as_deref().unwrap_or_default()
+    }
+
+    /// The directives in it, in any depth.
+    pub(in super::super) fn all_inside(&self) -> Vec<&Directive> {
+        let mut all: Vec<&Directive> = self.inside().iter().collect();
+        let mut next = 0;
+        while let Some(directive) = all.get(next).copied() {
+            all.extend(directive.inside());
+            next += 1;
+        }
+        all
+    }
+
+    /// An `include` of a file that is not here. nginx, too, takes a pattern without files for
+    /// nothing, and a name without a file for an error.
+    pub(in super::super) fn is_missing(&self) -> bool {
+        self.name == "include" && self.files == 0 && !self.first().contains(['*', '?', '['])
     }
 }
 
@@ -105,9 +124,12 @@ impl Reader {
             ));
         }
         let tokens = tokens(text, name)?;
-        let file: Rc<str> = name.into();
+        let source = Source {
+            file: name.into(),
+            words: tokens.len(),
+        };
         let mut rest = tokens.as_slice();
-        let directives = self.block(&mut rest, &file, 0)?;
+        let directives = self.block(&mut rest, &source, 0)?;
         match rest.first() {
             Some((_, line)) => Err(format!("{name}:{line}: `}}` closes no block")),
             None => Ok(directives),
@@ -117,14 +139,15 @@ impl Reader {
     fn block(
         &mut self,
         rest: &mut &[(Token, usize)],
-        file: &Rc<str>,
+        source: &Source,
         depth: usize,
     ) -> Result<Vec<Directive>, String> {
         let mut directives = Vec::new();
         while let Some(((Token::Word(name), line), after)) = rest.split_first() {
             let place = Place {
-                file: file.clone(),
+                file: source.file.clone(),
                 line: *line,
+                word: source.words - rest.len(),
             };
             *rest = after;
             let mut arguments = Vec::new();
@@ -144,7 +167,7 @@ impl Reader {
                             "{place}: more than {MOST_DEPTH} blocks in each other"
                         ));
                     }
-                    let inside = self.block(rest, file, depth + 1)?;
+                    let inside = self.block(rest, source, depth + 1)?;
                     let Some(((Token::Close, _), after)) = rest.split_first() else {
                         return Err(format!("{place}: the block `{name}` is not closed"));
                     };
@@ -154,23 +177,28 @@ impl Reader {
                 _ => return Err(format!("{place}: `{name}` does not end with a semicolon")),
             };
             match (name.as_str(), &block) {
-                ("include", None) => directives.extend(self.include(&arguments.join(" "), &place)?),
+                ("include", None) => directives.extend(self.include(arguments, place)?),
                 _ => directives.push(Directive {
                     name: name.clone(),
                     arguments,
                     block,
                     place,
+                    files: 0,
                 }),
             }
         }
         match rest.first() {
             None | Some((Token::Close, _)) => Ok(directives),
-            Some((_, line)) => Err(format!("{file}:{line}: a directive begins with its name")),
+            Some((_, line)) => Err(format!(
+                "{}:{line}: a directive begins with its name",
+                source.file
+            )),
         }
     }
 
-    fn include(&mut self, pattern: &str, place: &Place) -> Result<Vec<Directive>, String> {
-        let path = self.folder.join(pattern);
+    /// The directive itself and what the files hold.
+    fn include(&mut self, arguments: Vec<String>, place: Place) -> Result<Vec<Directive>, String> {
+        let path = self.folder.join(arguments.join(" "));
         let found = match &self.printed {
             Some(files) => {
                 let names = files
@@ -180,28 +208,32 @@ impl Reader {
             }
             None => expand(&path),
         };
-        // nginx, too, takes a pattern without files for nothing, and a name without a file for an
-        // error.
-        if found.is_empty() && !pattern.contains(['*', '?', '[']) {
-            // The file may be imported on another machine.
-            return Ok(vec![Directive {
-                name: "include".to_owned(),
-                arguments: vec![path.display().to_string()],
-                block: None,
-                place: place.clone(),
-            }]);
-        }
-        let mut directives = Vec::new();
-        for path in found {
+        let mut inside = Vec::new();
+        for path in &found {
             let name = path.display().to_string();
             let text = match &self.printed {
                 Some(files) => files.get(&name).cloned().unwrap_or_default(),
-                None => fs::read_to_string(&path).map_err(|e| format!("{place}: {name}: {e}"))?,
+                None => fs::read_to_string(path).map_err(|e| format!("{place}: {name}: {e}"))?,
             };
-            directives.extend(self.file(&name, &text)?);
+            inside.extend(self.file(&name, &text)?);
         }
-        Ok(directives)
+        let directive = Directive {
+            name: "include".to_owned(),
+            arguments,
+            block: None,
+            place,
+            files: found.len(),
+        };
+        inside.insert(0, directive);
+        Ok(inside)
     }
+}
+
+/// The file that is being read.
+struct Source {
+    file: Rc<str>,
+    /// How many words and signs it has.
+    words: usize,
 }
 
 /// Existing files that match, sorted.
@@ -436,16 +468,14 @@ mod tests {
         ] {
             assert!(read(text).is_err_and(|e| e.contains(part)), "{text}");
         }
-        assert!(read("include nothing-there/*.conf;").is_ok_and(|tree| tree.is_empty()));
+        let tree = read("include nothing-there/*.conf;").expect("directives");
+        assert!(tree.len() == 1 && !tree[0].is_missing());
         // It is listed as missing.
         let tree = read("include nothing-there.conf;").expect("directives");
         let [missing] = tree.as_slice() else {
             panic!("{tree:?}");
         };
-        assert_eq!(
-            (missing.name.as_str(), missing.first()),
-            ("include", "nothing-there.conf")
-        );
+        assert!(missing.is_missing());
     }
 
     #[test]
@@ -475,7 +505,7 @@ mod tests {
                     stream {\n include s/*.conf;\n}\n\n\
                     # configuration file /etc/nginx/s/a.conf:\nserver { listen 1; }\n";
         let tree = read(text, "-").expect("valid");
-        let server = &tree[0].inside()[0];
+        let server = &tree[0].inside()[1];
         assert_eq!(server.place.to_string(), "/etc/nginx/s/a.conf:1");
     }
 }

@@ -2,10 +2,10 @@
 
 use super::{
     super::document::{List, Place, Section, header},
-    Directive, Import, shown, value,
+    Directive, Import, value,
 };
 use crate::config::text::quote::quoted;
-use std::net::IpAddr;
+use std::{collections::HashMap, net::IpAddr};
 
 /// A server of an upstream.
 struct Backend {
@@ -13,7 +13,7 @@ struct Backend {
     weight: u64,
     /// `key = value` of other parameters.
     fields: Vec<String>,
-    place: Place,
+    places: Vec<Place>,
 }
 
 impl Backend {
@@ -68,11 +68,10 @@ impl<'a> Import<'a> {
                 let address = value::backend(target, default_port);
                 let address =
                     address.map_err(|why| format!("there is no upstream `{target}`, and {why}"))?;
-                let has_resolver = self.around.iter().any(|d| d.name == "resolver");
-                if !has_resolver {
+                if !self.has_resolver {
                     self.note_resolution(pass, &address);
                 }
-                let backend = (quoted(&address), pass.place.clone());
+                let backend = (quoted(&address), pass.place.to_string());
                 (pass.place.clone(), vec![backend], Vec::new())
             }
         };
@@ -104,9 +103,11 @@ impl<'a> Import<'a> {
         Ok(name)
     }
 
-    fn backends(&mut self, upstream: &'a Directive, port: Option<u16>) -> Vec<(String, Place)> {
+    /// Each with the lines that it comes from.
+    fn backends(&mut self, upstream: &'a Directive, port: Option<u16>) -> Vec<(String, String)> {
         let servers = upstream.inside().iter().filter(|d| d.name == "server");
         let mut backends: Vec<Backend> = Vec::new();
+        let mut positions: HashMap<String, usize> = HashMap::new();
         for server in servers {
             let address = match value::backend(server.first(), port) {
                 Ok(address) => address,
@@ -122,16 +123,22 @@ impl<'a> Import<'a> {
             };
             let backend = self.backend(server, address);
             // nginx takes it for another server, which has the same picks as a larger weight.
-            match backends
-                .iter_mut()
-                .find(|known| known.address == backend.address)
-            {
-                Some(known) => known.weight += backend.weight,
-                None => backends.push(backend),
+            match positions.get(&backend.address) {
+                Some(position) => {
+                    backends[*position].weight += backend.weight;
+                    backends[*position].places.extend(backend.places);
+                }
+                None => {
+                    positions.insert(backend.address.clone(), backends.len());
+                    backends.push(backend);
+                }
             }
         }
         self.refused_servers(upstream);
-        let text = |backend: &Backend| (backend.text(), backend.place.clone());
+        let text = |backend: &Backend| {
+            let places: Vec<String> = backend.places.iter().map(Place::to_string).collect();
+            (backend.text(), places.join(", "))
+        };
         backends.iter().map(text).collect()
     }
 
@@ -140,7 +147,7 @@ impl<'a> Import<'a> {
             address,
             weight: 1,
             fields: Vec::new(),
-            place: server.place.clone(),
+            places: vec![server.place.clone()],
         };
         let mut is_resolved_again = self.is_http;
         for parameter in server.arguments.iter().skip(1) {
@@ -170,7 +177,7 @@ impl<'a> Import<'a> {
             match field {
                 Some(field) => backend.fields.push(field),
                 None => {
-                    let text = format!("`{}`: `{parameter}` has no counterpart", shown(server));
+                    let text = format!("`{parameter}` has no counterpart");
                     self.document.note(List::Lost, &server.place, text);
                 }
             }

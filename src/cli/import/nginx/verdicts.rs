@@ -28,10 +28,14 @@ pub(super) fn verdict(name: &str) -> Option<Verdict> {
         .map(|(_, verdict)| *verdict)
 }
 
+/// The log of sessions.
+pub(super) const RECORD: &str = "a record of a session is JSON with the fields remote_addr, \
+                                 listener, upstream, backend, connect_time, session_time, \
+                                 bytes_sent, bytes_received, close_reason and others";
 const TLS: Verdict = Unsupported("TLS of sessions is not supported yet");
 const SNI: Verdict = Unsupported("routing by server name (SNI) is not supported yet");
 const SCRIPT: Verdict = Unsupported("there are no scripts");
-const VARIABLE: Verdict = Unsupported("there are no variables of one's own");
+const VARIABLE: Verdict = Unsupported("values that depend on the session select nothing here");
 const HTTP: Verdict = Unsupported("layer 4 does not see requests of HTTP");
 const PROCESS: Verdict = Harmless("a setting of nginx's own process");
 const MEMORY: Verdict = Harmless("a size of nginx's own memory");
@@ -94,13 +98,7 @@ pub(super) static VERDICTS: &[(&str, Verdict)] = &[
     ("load_module", PROCESS),
     ("location", HTTP),
     ("lock_file", PROCESS),
-    (
-        "log_format",
-        Differs(
-            "the fields of the access log are fixed; docs/coming-from-nginx.md names them by \
-             nginx's variables",
-        ),
-    ),
+    ("log_format", Differs(RECORD)),
     ("map", VARIABLE),
     ("map_hash_*", MEMORY),
     ("master_process", PROCESS),
