@@ -3,6 +3,27 @@
 use super::pages::{files, pages, spans_of};
 use std::collections::BTreeSet;
 
+/// A message says what is to be known: a user of a package has no folder of this repository.
+#[test]
+fn no_message_names_a_page() {
+    for source in files("src", &[".rs"]) {
+        let lines = source.text.lines().enumerate();
+        let is_text = |line: &str| line.contains("docs/") && !line.trim_start().starts_with("//");
+        // The head of conf/reference.toml, and what tests read.
+        let reads_it = [
+            "include_str!",
+            "env!",
+            "compare(",
+            "docs/configuration.md is; ",
+        ];
+        for (n, line) in lines.filter(|(_, line)| is_text(line)) {
+            let is_test =
+                source.name.contains("tests/") || reads_it.iter().any(|w| line.contains(w));
+            assert!(is_test, "{}:{}: {line}", source.name, n + 1);
+        }
+    }
+}
+
 /// Calls of the log: their levels, and their arguments as text.
 fn calls() -> Vec<(String, String)> {
     let mut calls = Vec::new();

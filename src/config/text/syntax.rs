@@ -80,7 +80,8 @@ fn other_format(text: &str) -> Option<(Span, Fault)> {
         };
         let other = |format: &str| {
             let what = format!("this is no TOML, but looks like {format}");
-            let hint = "lines are KEY = VALUE or [SECTION]; docs/getting-started.md has an example";
+            let hint = "lines are [SECTION], as in [listeners.web], or KEY = VALUE, as in bind = \
+                        \"0.0.0.0:80\"";
             Some((span.clone(), Fault::new(what).hint(hint)))
         };
         match words.as_slice() {
