@@ -209,7 +209,7 @@ fn a_fail_over_works_as_readme_says() {
         probed.contains("primary/10.0.0.1:6379") && probed.contains("ROLE: master"),
         "{probed}"
     );
-    assert_eq!(run, "tembuku run -c tembuku.toml");
+    assert_eq!(run, "tembuku run -c tembuku.toml &");
     let _tembuku = place.start(&config);
     place.wait_reached(SERVERS[0]);
 
