@@ -177,14 +177,16 @@ impl Writer {
             };
             if self.shared.reopen.swap(false, Relaxed) {
                 self.write_batch();
+                let name = self.destination.name();
                 match open(&self.destination) {
                     Ok(to) => {
                         self.to = to;
                         self.mid_line = false;
+                        tracing::info!(to = name, "log file reopened");
                     }
                     // The old file is better than none.
                     Err(error) => {
-                        let to = self.destination.name();
+                        let to = name;
                         tracing::error!(%error, to, "cannot reopen, keeping the old file");
                     }
                 }

@@ -761,6 +761,9 @@ fn usr1_opens_the_access_log_anew() {
     assert!(!path.exists());
     setup.tembuku.proc.signal(Signal::USR1);
     wait_until("a new file", secs(5), || path.exists());
+    wait_until("a line of the log", secs(5), || {
+        setup.tembuku.proc.stderr().contains("log file reopened")
+    });
     one_session(&setup);
     setup.tembuku.access_log(1);
     assert_eq!(lines(&old), 2);
