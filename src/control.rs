@@ -36,7 +36,7 @@ pub use prepare::Prepared;
 pub use probe_once::{ProbeOutcome, ProbedBackend, probe_once};
 pub use service_manager::ServiceManager;
 pub use session_exchange::{
-    Carriers, OtherProcess, SessionReceiver, SessionSender, SessionsReport,
+    Carriers, HandedPlaces, OtherProcess, SessionReceiver, SessionSender, SessionsReport,
 };
 pub use start_error::{StartError, StartErrors};
 pub use watch::reload_on_change;

@@ -27,6 +27,7 @@ pub mod hello;
 pub mod journal;
 pub mod listeners;
 pub mod message;
+pub mod places;
 pub mod pools;
 pub mod record;
 pub mod remainder;

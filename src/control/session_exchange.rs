@@ -5,16 +5,18 @@
 //! takes before it does anything with them; the old one takes it to have them back. So at any time
 //! a session is that of one of both, and if the other dies or hangs, it goes on.
 
+mod places;
 mod receive;
 mod send;
 
+pub use places::HandedPlaces;
 pub use receive::SessionReceiver;
 pub use send::{OtherProcess, SessionSender, SessionsReport};
 
 use crate::{
     proxy::tcp::{
         Order,
-        handover::{Continuation, Departure},
+        handover::{Arriving, Departure},
     },
     runtime::mailbox::{Mailbox, Message},
 };
@@ -40,9 +42,9 @@ impl Carriers {
     }
 
     /// `turn`: counts the sessions, so that the workers get as many each.
-    fn resume_session(&self, continuation: Continuation, turn: usize) {
+    fn resume_session(&self, arriving: Arriving, turn: usize) {
         if let Some(mailbox) = self.0.get(turn % self.0.len().max(1)) {
-            mailbox.send(Message::Order(Order::GoOn(Box::new(continuation))));
+            mailbox.send(Message::Order(Order::GoOn(Box::new(arriving))));
         }
     }
 }

@@ -10,11 +10,16 @@ use super::{
     journal::JournalRecord,
     listeners::{self, ListeningRecord, Protocol},
     message::Kind,
+    places::{self, PlaceRecord, PlacesRecord},
     pools,
     record::Malformed,
     remainder::Remainder,
+    session::{
+        AddressRecord, AttemptRecord, BackendRecord, PeerRecord, SocketRecord,
+        waiting::{self, WaitRecord, WaitingRecord},
+    },
 };
-use std::{env, fmt::Debug, fs, path::PathBuf};
+use std::{env, fmt::Debug, fs, path::PathBuf, time::Duration};
 
 /// What was sent is read from the file of this version, and is written the same if that is the best
 /// version.
@@ -100,6 +105,47 @@ fn released_formats_are_read() {
     );
 }
 
+fn waiting_session() -> WaitingRecord {
+    WaitingRecord {
+        id: 4712,
+        began: 1_000_001,
+        left: Some(1_002_000),
+        received: 5,
+        listener: "front".to_owned(),
+        upstream: "u".to_owned(),
+        peer: PeerRecord::Ip("192.0.2.1:50000".parse().expect("an address")),
+        named: Some(PeerRecord::Unix),
+        server_port: Some(5432),
+        header: Some(b"header".to_vec()),
+        payload: b"hello".to_vec(),
+        attempts: vec![AttemptRecord {
+            backend: BackendRecord {
+                text: "unix:/run/db".to_owned(),
+                address: AddressRecord::Path(b"/run/db".to_vec()),
+            },
+            result: "failed".to_owned(),
+            reason: Some("refused".to_owned()),
+            time: Duration::from_micros(12),
+            waited: Duration::from_millis(1),
+        }],
+        waited: Duration::from_millis(2),
+        to_client: SocketRecord {
+            peer_end: "open".to_owned(),
+            at_urgent_mark: false,
+            is_unwritable: false,
+            nodelay: "before_second_write".to_owned(),
+            undelivered: None,
+        },
+        wait: Some(WaitRecord {
+            ticket: Some(17),
+            lacks: "queue".to_owned(),
+            began: 1_000_500,
+            left: [Duration::from_secs(9), Duration::ZERO],
+            stick_left: Some(Duration::from_millis(300)),
+        }),
+    }
+}
+
 #[test]
 fn released_formats_of_state_are_read() {
     let socket = |listener: &str, protocol, owns_file| ListeningRecord {
@@ -128,6 +174,26 @@ fn released_formats_of_state_are_read() {
     let discoveries = vec![discovery::tests::full()];
     let write = |records: &Vec<discovery::DiscoveryRecord>| discovery::write(records);
     check(Kind::Discovery, 1, &discoveries, write, discovery::read);
+    let places = vec![PlacesRecord {
+        upstream: "u".to_owned(),
+        last_ticket: 200,
+        has_line: true,
+        backends: vec![PlaceRecord {
+            text: "db.example:1".to_owned(),
+            address: "10.0.0.1:1".to_owned(),
+            sessions: 20,
+        }],
+    }];
+    let write = |places: &Vec<PlacesRecord>| places::write(places);
+    check(Kind::Places, 1, &places, write, places::read);
+    let write = |waiting: &Vec<WaitingRecord>| waiting::write_all(waiting);
+    check(
+        Kind::Waiting,
+        1,
+        &vec![waiting_session()],
+        write,
+        waiting::read_all,
+    );
     let pools = vec![pools::tests::full()];
     let write = |records: &Vec<pools::PoolRecord>| pools::write(records);
     check(Kind::Pools, 2, &pools, write, pools::read);

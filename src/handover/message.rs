@@ -78,6 +78,10 @@ kinds! {
     End = 17, "end", [1];
     /// What the sources of backends have said.
     Discovery = 18, "discovery", [1];
+    /// Connections that wait for a backend. Answered as those that are relayed, and with a claim.
+    Waiting = 19, "waiting", [1];
+    /// How many sessions the old process has on each backend, which gives no more places.
+    Places = 20, "places", [1];
 }
 
 impl fmt::Display for Kind {

@@ -7,6 +7,8 @@
 //! Times are microseconds or milliseconds from the start of the kernel's monotonic clock, which is
 //! the same for both processes. What is one of several is a word.
 
+pub mod waiting;
+
 use super::record::{Malformed, Record, Tag, Writer};
 use std::{net::SocketAddr, time::Duration};
 

@@ -79,7 +79,10 @@ pub fn hash_input(client: Client, server_port: Option<u16>, proxied: Option<Clie
 
 fn search(service: &Service, session: &Session) -> Search {
     let input = hash_input(session.client(), session.server_port, session.proxied());
-    service.pool.search_or_wait(&input)
+    match session.origin.kind {
+        SessionKind::Connection => service.pool.search_of_connection(&input),
+        SessionKind::Flow => service.pool.search_or_wait(&input),
+    }
 }
 
 impl<'a> BackendSearch<'a> {
@@ -103,6 +106,22 @@ impl<'a> BackendSearch<'a> {
         self.picked = Some(lease);
         self.search = search;
         self
+    }
+
+    /// Goes on with the search of a session that has waited for so long in another process.
+    pub fn after_wait(mut self, waited: Duration) -> Self {
+        self.waited = waited;
+        self
+    }
+
+    /// Whether the place that the session lacks is to be had in another process.
+    pub fn may_have_place_in_other_process(&self, lacks: Shortage) -> bool {
+        lacks == Shortage::Full && self.service.pool.has_handed_places()
+    }
+
+    /// The attempts so far, and for how long it has waited since the last one.
+    pub fn so_far(&self) -> (&[Attempt], Duration) {
+        (self.attempts, self.waited)
     }
 
     /// Begins with what the session has waited for.

@@ -2,10 +2,15 @@
 //! the process that this one has started.
 
 use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
     param::{clock_ticks_per_second, page_size},
-    process::{Pid, Resource, Signal, WaitId, WaitIdOptions, getrlimit, kill_process, waitid},
+    process::{
+        Pid, PidfdFlags, Resource, Signal, WaitId, WaitIdOptions, getrlimit, kill_process,
+        pidfd_open, waitid,
+    },
 };
-use std::fs;
+use std::{fs, os::fd::OwnedFd};
 
 /// `None` where the system does not report it.
 #[derive(Debug, Default)]
@@ -51,6 +56,18 @@ pub fn hang_up(pid: u32) {
         // It may have ended.
         let _ = kill_process(pid, Signal::HUP);
     }
+}
+
+/// Another process, whose end can be waited for. `None`: it has ended.
+pub fn watch(pid: u32) -> Option<OwnedFd> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
+    pidfd_open(pid, PidfdFlags::empty()).ok()
+}
+
+/// Waits until the process has ended: all its descriptors are closed then.
+pub fn wait_for_end(process: &OwnedFd) {
+    let mut ended = [PollFd::new(process, PollFlags::IN)];
+    while poll(&mut ended, None) == Err(Errno::INTR) {}
 }
 
 /// How a child has ended; its parent's parent may still learn of it. `None`: it runs.

@@ -24,6 +24,8 @@ pub struct Backend {
     /// Shared by all addresses of one configured backend.
     pub metrics: Arc<BackendMetrics>,
     active: AtomicU64,
+    /// Sessions on it that another process has, or [`ALL_PLACES`].
+    other_sessions: AtomicU64,
     /// How often its sessions have been terminated.
     terminations: AtomicU64,
     /// Notified when the last session has ended, with [`WHEN_EMPTY`].
@@ -38,6 +40,9 @@ pub struct Backend {
     pub waiting_sessions: AtomicU64,
     notices: Notices,
 }
+
+/// Another process gives all places of this backend.
+pub const ALL_PLACES: u64 = u64::MAX;
 
 /// The end of the last session is notified.
 const WHEN_EMPTY: u8 = 1;
@@ -63,6 +68,7 @@ impl Backend {
             addr,
             metrics,
             active: AtomicU64::default(),
+            other_sessions: AtomicU64::default(),
             terminations: AtomicU64::default(),
             notifier,
             observer,
@@ -80,6 +86,17 @@ impl Backend {
 
     pub fn active(&self) -> u64 {
         self.active.load(Relaxed)
+    }
+
+    /// The sessions that `max_connections` limits: those of another process count as well.
+    pub fn taken_places(&self) -> u64 {
+        self.active()
+            .saturating_add(self.other_sessions.load(Relaxed))
+    }
+
+    /// To be called under the lock of the pool, which gives the places.
+    pub fn set_other_sessions(&self, sessions: u64) {
+        self.other_sessions.store(sessions, Relaxed);
     }
 
     pub fn terminations(&self) -> u64 {

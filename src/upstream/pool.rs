@@ -21,6 +21,7 @@ mod index;
 mod locked;
 mod operator_weight;
 mod pick_hashes;
+mod places;
 mod preparation;
 mod snapshot;
 #[cfg(test)]
@@ -37,7 +38,7 @@ pub use ceilings::Taker;
 pub use forecast::candidates_of_new;
 pub use operator_weight::{OperatorWeight, WeightError, WeightSet};
 pub use snapshot::EndpointSnapshot;
-pub use waiting::{WaitProgress, Waiting};
+pub use waiting::{Carried, WaitProgress, Waiting};
 pub use waiting_line::{Position, Served};
 
 use crate::{
@@ -58,6 +59,7 @@ use crate::{
             event::{Events, Outages},
             index::Index,
             locked::Locked,
+            places::Places,
             preparation::Outline,
             totals::Totals,
             waiting_line::Line,
@@ -133,6 +135,7 @@ struct Inner {
     chance: Chance,
     waits: Waits,
     line: Line,
+    places: Places,
     /// When to look at the line even if nothing happens.
     service_due: Option<Instant>,
     /// This state itself, for what frees places.
@@ -211,6 +214,8 @@ pub struct Search {
     terminations: u64,
     /// Whether the session waits where the upstream lets it.
     may_wait: bool,
+    /// Whether it is a connection, which goes to another process also while it waits.
+    may_move: bool,
     /// The full backend of its key, which it waits for.
     own: Option<u64>,
 }
@@ -271,6 +276,7 @@ impl Pool {
             chance: Chance::from_seed(RandomState::new().hash_one(())),
             waits: plan.waits,
             line: Line::default(),
+            places: Places::default(),
             service_due: None,
             observer,
         };
@@ -317,8 +323,8 @@ impl Pool {
         inner.review_if_due(now);
         inner.serve(now);
         if search.may_wait {
-            if inner.is_behind_held() {
-                return Err(Shortage::NoneFit);
+            if let Some(lacks) = inner.line_before() {
+                return Err(lacks);
             }
             search.own = inner.full_own(search, now);
             if search.own.is_some() {
@@ -327,8 +333,10 @@ impl Pool {
         }
         let full = RefCell::default();
         let picked = inner.pick_for(search, &full, now);
-        for i in full.into_inner() {
-            inner.endpoints[i].backend.log_full(now);
+        if !inner.places.are_handed() {
+            for i in full.into_inner() {
+                inner.endpoints[i].backend.log_full(now);
+            }
         }
         picked
     }

@@ -7,6 +7,7 @@ mod discovery;
 mod failures;
 mod failures_udp;
 mod fake;
+mod places;
 mod sessions;
 mod signals;
 mod streams;

@@ -8,9 +8,15 @@ use crate::{
         claim::Claim,
         message::{Descriptors, Kind, Message},
         record::Malformed,
-        session::{SessionRecord, read_all, write_verdicts},
+        session::{
+            SessionRecord, read_all,
+            waiting::{self, WaitingRecord},
+            write_verdicts,
+        },
     },
-    proxy::tcp::handover::{Continuation, SessionState, Silences, Unsuitable},
+    proxy::tcp::handover::{
+        Arriving, Continuation, SessionState, Silences, Unsuitable, WaitingArrival,
+    },
     session::service::Service,
 };
 use std::{
@@ -31,6 +37,21 @@ pub struct SessionReceiver {
     others: Vec<Arc<Service>>,
     taken: usize,
     silences: Arc<Silences>,
+}
+
+/// What a message has.
+enum Records {
+    Relayed(Vec<SessionRecord>),
+    Waiting(Vec<WaitingRecord>),
+}
+
+impl Records {
+    fn len(&self) -> usize {
+        match self {
+            Self::Relayed(records) => records.len(),
+            Self::Waiting(records) => records.len(),
+        }
+    }
 }
 
 impl SessionReceiver {
@@ -70,7 +91,8 @@ impl SessionReceiver {
         mut message: Message,
         channel: &mut Channel,
     ) -> Result<(), ChannelError> {
-        let has_claim = message.version >= WITH_CLAIM && !message.is_short;
+        let has_claim = message.kind == Kind::Waiting || message.version >= WITH_CLAIM;
+        let has_claim = has_claim && !message.is_short;
         let claim = has_claim.then(|| message.descriptors.pop()).flatten();
         let claim = claim.map(Claim::of_descriptor);
         let mut sessions = self.read(message);
@@ -96,8 +118,12 @@ impl SessionReceiver {
             Err(error) if claim.is_none() => return Err(error),
             Err(_) => {}
         }
-        for continuation in sessions.into_iter().flatten() {
-            self.carriers.resume_session(continuation, self.taken);
+        for mut arriving in sessions.into_iter().flatten() {
+            if let Arriving::Waiting(waiting) = &mut arriving {
+                // Here, in the order of the message: workers take it later.
+                waiting.line_up();
+            }
+            self.carriers.resume_session(arriving, self.taken);
             self.taken += 1;
         }
         match sent {
@@ -106,8 +132,12 @@ impl SessionReceiver {
         }
     }
 
-    fn read(&mut self, message: Message) -> Vec<Result<Continuation, Unsuitable>> {
-        let records = match read_all(&message.body) {
+    fn read(&mut self, message: Message) -> Vec<Result<Arriving, Unsuitable>> {
+        let records = match message.kind {
+            Kind::Waiting => waiting::read_all(&message.body).map(Records::Waiting),
+            _ => read_all(&message.body).map(Records::Relayed),
+        };
+        let records = match records {
             Ok(records) => records,
             Err(error) => {
                 log_malformed(error);
@@ -116,33 +146,66 @@ impl SessionReceiver {
             }
         };
         if message.is_short {
+            let sessions = records.len();
             tracing::warn!(
-                sessions = records.len(),
+                sessions,
                 "descriptors of sessions were lost on the way, the other process keeps them"
             );
             let refused = |_| Err(Unsuitable::NoDescriptors);
-            return records.into_iter().map(refused).collect();
+            return (0..sessions).map(refused).collect();
         }
         let mut descriptors = Descriptors::new(message.descriptors);
-        let continuations = records.into_iter().map(|record| {
-            let count = record.descriptors();
-            let descriptors = descriptors.take(count).ok_or(Unsuitable::NoConnection)?;
-            let service = self.service_for(&record)?;
-            let state = SessionState::of_record(record, descriptors)?;
-            Continuation::new(state, service, &self.silences)
-        });
-        continuations.collect()
+        match records {
+            Records::Relayed(records) => {
+                let read = |record| self.read_relayed(record, &mut descriptors);
+                records.into_iter().map(read).collect()
+            }
+            Records::Waiting(records) => {
+                let read = |record| self.read_waiting(record, &mut descriptors);
+                records.into_iter().map(read).collect()
+            }
+        }
+    }
+
+    fn read_relayed(
+        &mut self,
+        record: SessionRecord,
+        descriptors: &mut Descriptors,
+    ) -> Result<Arriving, Unsuitable> {
+        let descriptors = descriptors.take(record.descriptors());
+        let descriptors = descriptors.ok_or(Unsuitable::NoConnection)?;
+        let service = self.service_for(&record)?;
+        let state = SessionState::of_record(record, descriptors)?;
+        Continuation::new(state, service, &self.silences).map(Arriving::Relayed)
+    }
+
+    /// It has no backend yet, so that it gets one of the upstream that its listener has now.
+    fn read_waiting(
+        &mut self,
+        record: WaitingRecord,
+        descriptors: &mut Descriptors,
+    ) -> Result<Arriving, Unsuitable> {
+        let socket = descriptors.take(1).and_then(|mut all| all.pop());
+        let socket = socket.ok_or(Unsuitable::NoConnection)?;
+        let service = self.service_of(&record.listener);
+        let service = Arc::clone(service.ok_or(Unsuitable::NoListener)?);
+        let waiting = WaitingArrival::new(record, socket, service, &self.silences)?;
+        Ok(Arriving::Waiting(Box::new(waiting)))
+    }
+
+    fn service_of(&self, listener: &str) -> Option<&Arc<Service>> {
+        let mut services = self.view.services();
+        services.find(|service| service.plan.name == listener && !service.is_udp())
     }
 
     fn service_for(&mut self, record: &SessionRecord) -> Result<Arc<Service>, Unsuitable> {
-        let is_listener =
-            |service: &&Arc<Service>| service.plan.name == record.listener && !service.is_udp();
-        let service = self.view.services().find(is_listener);
+        let service = self.service_of(&record.listener);
         let service = service.ok_or(Unsuitable::NoListener)?;
         if *service.pool.name == *record.upstream {
             return Ok(Arc::clone(service));
         }
-        let is_both = |s: &&Arc<Service>| is_listener(s) && *s.pool.name == *record.upstream;
+        let is_both =
+            |s: &&Arc<Service>| s.plan.name == record.listener && *s.pool.name == *record.upstream;
         if let Some(other) = self.others.iter().find(is_both) {
             return Ok(Arc::clone(other));
         }

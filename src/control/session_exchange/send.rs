@@ -1,14 +1,15 @@
 //! The process that sessions leave.
 
-use super::{Carriers, WITH_CLAIM};
+use super::{Carriers, HandedPlaces, WITH_CLAIM, places::PlacesReport};
 use crate::{
     handover::{
         channel::{Channel, ChannelError},
         claim::Claim,
         message::{Kind, MOST_DESCRIPTORS, Message},
-        session::{Verdicts, read_verdicts, write_all},
+        places::{self, PlacesRecord},
+        session::{Verdicts, read_verdicts, waiting, write_all},
     },
-    proxy::tcp::handover::{Departure, HandoverAnswer},
+    proxy::tcp::handover::{Departing, Departure, HandoverAnswer},
     session::registry::{self, Phase, Session, Sessions},
 };
 use ahash::{AHashMap, AHashSet};
@@ -24,6 +25,9 @@ use std::{
 };
 use tokio::sync::oneshot;
 
+/// Of the formats, for as long as there is one.
+const WAITING_VERSION: u16 = 1;
+const PLACES_VERSION: u16 = 1;
 /// Sessions in a message.
 const BATCH: usize = 40;
 /// Descriptors of one session, at most.
@@ -42,6 +46,8 @@ const CLOSED: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Sessions that the other process has not taken for so long go on here meanwhile.
 const HELD_UP: Duration = Duration::from_secs(1);
+/// Between two reports of the sessions that backends still have here, while sessions are sent.
+const REPORT: Duration = Duration::from_millis(20);
 /// Between two looks at what is held up.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -62,6 +68,8 @@ pub struct SessionSender {
     unanswered: VecDeque<Offer>,
     refused: AHashSet<u64>,
     report: SessionsReport,
+    /// `None`: this process gives places still, and sessions that wait stay.
+    places: Option<PlacesReport>,
 }
 
 /// A message that was sent.
@@ -110,11 +118,63 @@ impl SessionSender {
             unanswered: VecDeque::new(),
             refused: AHashSet::new(),
             report: SessionsReport::default(),
+            places: None,
         }
+    }
+
+    /// The other process gives places from now on, so that sessions which wait go there as well.
+    /// `sent`: what it knows of places.
+    pub fn set_places(&mut self, places: &Arc<HandedPlaces>, sent: Vec<PlacesRecord>) {
+        self.places = Some(PlacesReport::new(Arc::clone(places), sent));
     }
 
     pub fn report(&self) -> &SessionsReport {
         &self.report
+    }
+
+    /// Sends the sessions that wait for a backend, before all others: until then the other process
+    /// gives no place to a session that has come later.
+    ///
+    /// Call [`Self::end`] after an error.
+    pub fn send_waiting(&mut self, channel: &mut Channel) -> Result<(), ChannelError> {
+        let given_up = Instant::now() + LATE;
+        while self.has_line() && Instant::now() < given_up {
+            self.ask_connecting();
+            // All that have arrived by then.
+            self.wait(STRAGGLER);
+            loop {
+                let batch = self.collect();
+                if batch.is_empty() {
+                    break;
+                }
+                self.send(batch, channel)?;
+                if self.unanswered.len() >= WINDOW {
+                    self.read_answer(channel)?;
+                }
+            }
+            while !self.unanswered.is_empty() {
+                self.read_answer(channel)?;
+            }
+        }
+        self.report_places(channel)
+    }
+
+    /// Whether sessions wait that may leave.
+    fn has_line(&self) -> bool {
+        let waiting = self.places.as_ref().map(PlacesReport::waiting);
+        waiting.unwrap_or_default() > self.refused.len()
+    }
+
+    fn report_places(&mut self, channel: &mut Channel) -> Result<(), ChannelError> {
+        let changes = self.places.as_mut().map(PlacesReport::changes);
+        let changes = changes.unwrap_or_default();
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let (version, body) = (PLACES_VERSION, places::write(&changes));
+        let deadline = Instant::now() + PATIENCE;
+        let sent = channel.send(Kind::Places, version, &body, &[], deadline);
+        sent.map(drop)
     }
 
     /// Sends all sessions that are relayed, those first that have been idle for longest. Returns
@@ -124,6 +184,9 @@ impl SessionSender {
     /// Call [`Self::end`] after an error.
     pub fn send_all(&mut self, channel: &mut Channel) -> Result<(), ChannelError> {
         loop {
+            if self.places.as_ref().is_some_and(|p| p.is_due(REPORT)) {
+                self.report_places(channel)?;
+            }
             self.ask_some();
             if self.unanswered.len() >= WINDOW || self.asked.is_empty() && self.next.is_none() {
                 self.read_answer(channel)?;
@@ -136,7 +199,7 @@ impl SessionSender {
                 && self.candidates.is_empty()
             {
                 self.wait_until_closed();
-                return Ok(());
+                return self.report_places(channel);
             }
         }
     }
@@ -203,32 +266,43 @@ impl SessionSender {
     }
 
     fn find_candidates(&mut self) {
-        let could_leave = |session: &Session| {
-            session.origin.kind == registry::SessionKind::Connection
-                && session.interruption().is_none()
-                && !self.refused.contains(&session.id)
-        };
-        let found = self.sessions.find(could_leave);
+        let found = self.sessions.find(|session| self.could_leave(session));
         let (mut relaying, others): (Vec<_>, Vec<_>) = found
             .into_iter()
             .partition(|session| session.phase() == Phase::Relaying);
         // Once each: sessions go on meanwhile, and a time that changes has no order.
         relaying.sort_by_cached_key(|session| std::cmp::Reverse(session.active_millis()));
         self.candidates = relaying;
-        for session in others.iter().filter(|s| s.phase() == Phase::Connecting) {
-            session.ask_to_leave();
-        }
+        ask_those_that_connect(&others);
+    }
+
+    fn ask_connecting(&self) {
+        let others = self.sessions.find(|session| self.could_leave(session));
+        ask_those_that_connect(&others);
+    }
+
+    fn could_leave(&self, session: &Session) -> bool {
+        session.origin.kind == registry::SessionKind::Connection
+            && session.interruption().is_none()
+            && !self.refused.contains(&session.id)
     }
 
     /// Those that have left, as many as go into one message.
     fn collect(&mut self) -> Vec<Departure> {
-        let (mut batch, mut descriptors, mut held) = (Vec::new(), 0, 0);
+        let (mut batch, mut descriptors, mut held) = (Vec::<Departure>::new(), 0, 0);
         while batch.len() < BATCH
             && descriptors + DESCRIPTORS < MOST_DESCRIPTORS
             && held < HELD
             && let Some(departure) = self.next_departure()
         {
-            self.asked.remove(&departure.state.continued.id);
+            // A message has one kind of sessions.
+            if let Some(first) = batch.first()
+                && first.state.kind() != departure.state.kind()
+            {
+                self.next = Some(departure);
+                break;
+            }
+            self.asked.remove(&departure.state.id());
             descriptors += departure.state.descriptors().len();
             held += departure.state.held_bytes();
             batch.push(departure);
@@ -262,20 +336,19 @@ impl SessionSender {
         let (states, sessions): (Vec<_>, Vec<_>) = batch
             .into_iter()
             .map(|Departure { state, answer }| {
-                let id = state.continued.id;
+                let id = state.id();
                 (state, Waiting { id, answer })
             })
             .unzip();
-        let records: Vec<_> = states.iter().map(|state| state.record()).collect();
+        let (kind, version, body) = self.message(&states);
         let mut descriptors: Vec<_> = states
             .iter()
             .flat_map(|state| state.descriptors())
             .collect();
         descriptors.extend(claim.as_ref().map(|claim| claim.as_fd()));
         let now = Instant::now();
-        let body = write_all(&records);
         let deadline = now + PATIENCE;
-        let sent = channel.send(Kind::Sessions, self.version, &body, &descriptors, deadline);
+        let sent = channel.send(kind, version, &body, &descriptors, deadline);
         // Also after an error: it may have arrived.
         self.unanswered.push_back(Offer {
             sessions,
@@ -286,12 +359,31 @@ impl SessionSender {
         sent.map(drop)
     }
 
+    /// Its kind, the version of the format, and its body.
+    fn message(&self, states: &[Departing]) -> (Kind, u16, Vec<u8>) {
+        let relayed = states.iter().filter_map(|state| match state {
+            Departing::Relayed(state) => Some(state.record()),
+            Departing::Waiting(_) => None,
+        });
+        let waiting = states.iter().filter_map(|state| match state {
+            Departing::Waiting(state) => Some(state.record()),
+            Departing::Relayed(_) => None,
+        });
+        match states.first().map_or(Kind::Sessions, Departing::kind) {
+            Kind::Waiting => {
+                let body = waiting::write_all(&waiting.collect::<Vec<_>>());
+                (Kind::Waiting, WAITING_VERSION, body)
+            }
+            kind => (kind, self.version, write_all(&relayed.collect::<Vec<_>>())),
+        }
+    }
+
     /// They cannot be sent.
     fn keep(&mut self, batch: Vec<Departure>, error: &std::io::Error) {
         tracing::warn!(%error, sessions = batch.len(), "sessions cannot be sent");
         let kept = self.report.refused.entry("no_descriptors".to_owned());
         *kept.or_default() += batch.len() as u64;
-        let ids = batch.iter().map(|departure| departure.state.continued.id);
+        let ids = batch.iter().map(|departure| departure.state.id());
         self.refused.extend(ids);
     }
 
@@ -373,6 +465,12 @@ impl SessionSender {
         }
         self.next = None;
         while self.departures.try_recv().is_ok() {}
+    }
+}
+
+fn ask_those_that_connect(sessions: &[Arc<Session>]) {
+    for session in sessions.iter().filter(|s| s.phase() == Phase::Connecting) {
+        session.ask_to_leave();
     }
 }
 

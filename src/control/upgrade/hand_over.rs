@@ -5,7 +5,7 @@ use super::{
     session_transfer::SessionTransfer,
 };
 use crate::{
-    control::{OtherProcess, Server, State},
+    control::{HandedPlaces, OtherProcess, Server, State},
     handover::{
         channel::{Channel, ChannelError},
         counters::{self, Account},
@@ -14,6 +14,7 @@ use crate::{
         hello::{Accept, Formats, Hello, Ready, Refusal},
         listeners::{self, ListeningRecord, Protocol},
         message::{Kind, MOST_DESCRIPTORS, Message},
+        places,
         pools::{self, PoolRecord},
         remainder::Remainder,
     },
@@ -71,8 +72,16 @@ pub struct Replaced {
     link: Link,
     /// What the new process knows of what was counted.
     sums: Vec<Account>,
-    /// `None`: the new process understands no sessions.
+    moving: Moving,
+}
+
+/// Sessions on their way to the new process.
+#[derive(Default)]
+struct Moving {
+    /// `None`: the new process understands none, or none are to go there.
     transfer: Option<SessionTransfer>,
+    /// `None`: this process gives places as before.
+    places: Option<Arc<HandedPlaces>>,
 }
 
 /// Starts the new process and gives it what it needs; nothing has changed then, and dropping the
@@ -259,13 +268,21 @@ impl Server {
         } = successor;
         let scope = scope_of_flows(&link.formats, self.state.view().plan.process.handover);
         let flows = Arc::new(self.runtime.flow_giver(&left_datagrams, scope));
-        let mut transfer = None;
         let state = Arc::clone(&self.state);
+        let handover = state.view().plan.process.handover;
+        // Before the workers confirm that they have paused: a session may leave from then on.
+        let mut moving = Moving {
+            transfer: match handover {
+                Handover::Sessions => SessionTransfer::begin(self, &link),
+                Handover::Listeners => None,
+            },
+            places: None,
+        };
         // The file says "ready" all the time.
         state.give_up_ready_file(true).await;
         self.runtime.pause_accepting().await;
         state.close_doors().await;
-        let given = self.commit(&mut link, &mut transfer, request, &flows);
+        let given = self.commit(&mut link, &mut moving, request, &flows);
         match given.await {
             Ok(sums) => {
                 let pid = process.pid;
@@ -286,7 +303,7 @@ impl Server {
                     pid,
                     link,
                     sums,
-                    transfer,
+                    moving,
                 })
             }
             Err(error) => {
@@ -294,9 +311,8 @@ impl Server {
                 // It must not accept beside this one, nor relay a session.
                 drop(process);
                 flows.take_back();
-                if let Some(transfer) = transfer {
-                    transfer.end(&mut link, OtherProcess::Dead).await;
-                }
+                moving.take_back_places();
+                moving.end(&mut link, OtherProcess::Dead).await;
                 self.runtime.resume_accepting().await;
                 state.give_up_ready_file(false).await;
                 Err(error)
@@ -304,12 +320,11 @@ impl Server {
         }
     }
 
-    /// Returns the sums that the new process has got. `transfer`: the sessions that are on their
-    /// way to it.
+    /// Returns the sums that the new process has got.
     async fn commit(
         &self,
         link: &mut Link,
-        transfer: &mut Option<SessionTransfer>,
+        moving: &mut Moving,
         request: &UpgradeRequest,
         flows: &Arc<Giver>,
     ) -> Result<Vec<Account>, UpgradeError> {
@@ -318,6 +333,7 @@ impl Server {
         if link.formats.common(Kind::Pools) >= Some(POOLS_AGAIN) {
             send(link, Kind::Pools, pools::write(&pool_records(state))).await?;
         }
+        moving.hand_places(link, state).await?;
         let sums = state.accounts();
         send(link, Kind::Counters, counters::write(&sums)).await?;
         let next_session = state.process.sessions.next_id();
@@ -326,13 +342,13 @@ impl Server {
         receive(link, Kind::Accepting, STEP).await?;
         request.send_step(Step::Accepting);
         tracing::info!("upgrade: the new process accepts");
+        if let Some(transfer) = &mut moving.transfer {
+            let sent = transfer.send_waiting(link).await;
+            sent.map_err(|source| broken(Kind::SessionsTaken, source))?;
+        }
         give_flows(link, Arc::clone(flows)).await?;
         let handover = state.view().plan.process.handover;
-        *transfer = match handover {
-            Handover::Sessions => SessionTransfer::begin(self, link),
-            Handover::Listeners => None,
-        };
-        match transfer {
+        match &mut moving.transfer {
             Some(transfer) => send_sessions(link, transfer, request).await?,
             None if handover == Handover::Listeners => {
                 tracing::info!("upgrade: sessions stay here, as configured");
@@ -341,6 +357,39 @@ impl Server {
         }
         send(link, Kind::End, Vec::new()).await?;
         Ok(sums)
+    }
+}
+
+impl Moving {
+    /// Lets the new process give the places of backends, if sessions that wait go there.
+    async fn hand_places(&mut self, link: &mut Link, state: &State) -> Result<(), UpgradeError> {
+        let has_formats = link
+            .formats
+            .missing(&[Kind::Waiting, Kind::Places])
+            .is_none();
+        let Some(transfer) = self.transfer.as_mut().filter(|_| has_formats) else {
+            return Ok(());
+        };
+        let places = Arc::new(HandedPlaces::hand(&state.view()));
+        self.places = Some(Arc::clone(&places));
+        let records = places.records();
+        let body = places::write(&records);
+        transfer.set_places(&places, records);
+        send(link, Kind::Places, body).await
+    }
+
+    /// The new process has ended.
+    fn take_back_places(&mut self) {
+        if let Some(places) = self.places.take() {
+            places.take_back();
+        }
+    }
+
+    /// Sessions that were not taken go on in this process.
+    async fn end(&mut self, link: &mut Link, other: OtherProcess) {
+        if let Some(transfer) = self.transfer.take() {
+            transfer.end(link, other).await;
+        }
     }
 }
 
@@ -404,9 +453,7 @@ impl Replaced {
                     if matches!(&error, UpgradeError::Channel { source, .. } if is_closed(source)) {
                         return self.note_end().await;
                     }
-                    if let Some(transfer) = self.transfer.take() {
-                        transfer.end(&mut self.link, OtherProcess::Alive).await;
-                    }
+                    self.moving.end(&mut self.link, OtherProcess::Alive).await;
                     // To the other process the end of the channel would be that of this one.
                     ended.cancelled().await;
                     return true;
@@ -423,17 +470,21 @@ impl Replaced {
 
     /// The new process has closed the channel. Sessions go on here.
     async fn note_end(&mut self) -> bool {
-        if let Some(transfer) = self.transfer.take() {
-            transfer.end(&mut self.link, OtherProcess::Dead).await;
-        }
+        self.moving.end(&mut self.link, OtherProcess::Dead).await;
         // The channel is closed first.
         let began = Instant::now();
-        loop {
+        let end = loop {
             match process::end_of_child(self.pid) {
-                Some(ChildEnd::Failure) => break,
                 None if began.elapsed() < END => tokio::time::sleep(END_LOOK).await,
-                Some(ChildEnd::Regular) | None => return true,
+                end => break end,
             }
+        };
+        if end.is_some() {
+            self.moving.take_back_places();
+        }
+        match end {
+            Some(ChildEnd::Failure) => {}
+            Some(ChildEnd::Regular) | None => return true,
         }
         let pid = self.pid;
         tracing::error!(
@@ -446,7 +497,7 @@ impl Replaced {
     /// Sends sessions that begin to be relayed only now, for some time. Returns whether the new
     /// process is there.
     async fn follow(&mut self, ended: &CancellationToken) -> bool {
-        let Some(transfer) = &mut self.transfer else {
+        let Some(transfer) = &mut self.moving.transfer else {
             tokio::select! {
                 () = tokio::time::sleep(REPORT) => {}
                 () = ended.cancelled() => {}
@@ -458,9 +509,7 @@ impl Replaced {
             Err(ChannelError::Closed) => (OtherProcess::Dead, None),
             Err(error) => (OtherProcess::Alive, Some(error)),
         };
-        if let Some(transfer) = self.transfer.take() {
-            transfer.end(&mut self.link, other).await;
-        }
+        self.moving.end(&mut self.link, other).await;
         // It serves, so that it is not for this process to end it.
         if let Some(error) = error {
             tracing::warn!(%error, "upgrade: no more sessions move");

@@ -2,10 +2,14 @@
 
 use super::link::Link;
 use crate::{
-    control::{OtherProcess, Server, SessionSender, SessionsReport},
-    handover::{channel::ChannelError, message::Kind},
+    control::{HandedPlaces, OtherProcess, Server, SessionSender, SessionsReport},
+    handover::{
+        channel::{Channel, ChannelError},
+        message::Kind,
+        places::PlacesRecord,
+    },
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 /// All sessions may take so long. Each message has a limit of its own.
 const ALL: Duration = Duration::from_secs(600);
@@ -26,25 +30,42 @@ impl SessionTransfer {
         Some(Self(Some(Box::new(sender))))
     }
 
+    /// The new process gives places from now on, and knows `sent` of them.
+    pub(super) fn set_places(&mut self, places: &Arc<HandedPlaces>, sent: Vec<PlacesRecord>) {
+        if let Some(sender) = &mut self.0 {
+            sender.set_places(places, sent);
+        }
+    }
+
+    /// Sends the sessions that wait for a backend.
+    pub(super) async fn send_waiting(&mut self, link: &mut Link) -> Result<(), ChannelError> {
+        self.send(link, SessionSender::send_waiting).await
+    }
+
     /// Sends the sessions that are relayed.
     pub(super) async fn send_all(&mut self, link: &mut Link) -> Result<(), ChannelError> {
-        self.send(link, None).await
+        self.send(link, SessionSender::send_all).await
     }
 
     /// The same for sessions that begin to be relayed now.
     pub(super) async fn follow(&mut self, link: &mut Link) -> Result<(), ChannelError> {
-        self.send(link, Some(LATER)).await
+        let send = |sender: &mut SessionSender, channel: &mut Channel| {
+            sender.wait(LATER);
+            sender.send_all(channel)
+        };
+        self.send(link, send).await
     }
 
-    async fn send(&mut self, link: &mut Link, wait: Option<Duration>) -> Result<(), ChannelError> {
+    async fn send(
+        &mut self,
+        link: &mut Link,
+        send: impl FnOnce(&mut SessionSender, &mut Channel) -> Result<(), ChannelError> + Send + 'static,
+    ) -> Result<(), ChannelError> {
         let Some(mut sender) = self.0.take() else {
             return Err(ChannelError::Closed);
         };
-        let send = move |channel: &mut _| {
-            if let Some(wait) = wait {
-                sender.wait(wait);
-            }
-            let sent = sender.send_all(channel);
+        let send = move |channel: &mut Channel| {
+            let sent = send(&mut sender, channel);
             // It comes back in any case: without it sessions would go on in this process.
             Ok((sender, sent))
         };

@@ -5,6 +5,7 @@ use crate::{
     control::State,
     handover::{
         counters::{Account, Figures},
+        places::PlacesRecord,
         pools::PoolRecord,
     },
     telemetry::metrics::Transfer,
@@ -45,6 +46,32 @@ impl State {
                 pool.take_over_settings(record, Instant::now());
             }
         }
+    }
+
+    /// Counts the sessions that another process has on backends.
+    pub(super) fn note_places(&self, records: &[PlacesRecord]) {
+        let (view, now) = (self.view(), Instant::now());
+        for record in records {
+            if let Some(pool) = view.pools().find(|pool| *pool.name == *record.upstream) {
+                pool.note_places(record, now);
+            }
+        }
+    }
+
+    /// The other process sends no more sessions that wait.
+    pub(super) fn expect_no_line(&self) {
+        let now = Instant::now();
+        self.view()
+            .pools()
+            .for_each(|pool| pool.expect_no_line(now));
+    }
+
+    /// The other process has ended.
+    pub(super) fn take_back_places(&self) {
+        let now = Instant::now();
+        self.view()
+            .pools()
+            .for_each(|pool| pool.take_back_places(now));
     }
 
     fn visit_metrics(&self, mut visit: impl FnMut(&str, &[&str], &dyn Transfer)) {

@@ -12,7 +12,7 @@ use crate::{
         journal::JournalRecord,
         listeners::{self, ListeningRecord, Protocol},
         message::{Descriptors, Kind, Message},
-        pools,
+        places, pools,
         record::Malformed,
         remainder::Remainder,
     },
@@ -191,6 +191,7 @@ impl Predecessor {
             match message.kind {
                 Kind::Counters => state.add_counters(&read_body(&message, counters::read)?),
                 Kind::Pools => state.take_over_settings(&read_body(&message, pools::read)?),
+                Kind::Places => state.note_places(&read_body(&message, places::read)?),
                 Kind::Accept => {
                     let accept = read_body(&message, Accept::read)?;
                     state.process.sessions.reserve_ids(accept.next_session);
@@ -268,8 +269,10 @@ impl Previous {
         let state = &server.state;
         let mut sessions = SessionReceiver::new(state.view(), server.carriers(), version);
         let Some(mut channel) = self.link.into_channel() else {
+            state.take_back_places();
             return Ok(());
         };
+        let process = sys::process::watch(self.pid);
         let (state, pid, mut flows) = (Arc::clone(state), self.pid, self.flows);
         state.set_previous(Some(PreviousProcess::new(pid)));
         let follow = move || {
@@ -279,13 +282,18 @@ impl Previous {
             // Otherwise the old process goes on with what this one has not taken.
             if matches!(end, ChannelError::Closed) {
                 flows.begin_rest();
+                take_places(&state, process.as_ref());
             }
             state.set_previous(None);
             // Of messages, which no process gets twice.
             sys::memory::give_back_all();
             match end {
                 ChannelError::Closed => tracing::info!(pid, "the old process has ended"),
-                error => tracing::warn!(pid, %error, "nothing more is known of the old process"),
+                error => {
+                    tracing::warn!(pid, %error, "nothing more is known of the old process");
+                    drop(channel);
+                    take_places(&state, process.as_ref());
+                }
             }
         };
         let thread = thread::Builder::new().name("handover".to_owned());
@@ -299,6 +307,15 @@ fn read_body<T>(
 ) -> Result<T, TakeOverError> {
     let kind = message.kind;
     read(&message.body).map_err(|source| TakeOverError::Malformed { kind, source })
+}
+
+/// Gives all places, once the old process has no sessions: its channel may be closed before them.
+fn take_places(state: &State, process: Option<&OwnedFd>) {
+    state.expect_no_line();
+    if let Some(process) = process {
+        sys::process::wait_for_end(process);
+    }
+    state.take_back_places();
 }
 
 fn receive_rest(
@@ -329,7 +346,11 @@ fn receive_rest(
                 Ok(accounts) => state.add_counters(&accounts),
                 Err(error) => tracing::warn!(%error, "the old process has sent something strange"),
             },
-            Kind::Sessions => {
+            Kind::Places => match places::read(&message.body) {
+                Ok(places) => state.note_places(&places),
+                Err(error) => tracing::warn!(%error, "the old process has sent something strange"),
+            },
+            Kind::Sessions | Kind::Waiting => {
                 if let Err(error) = sessions.receive(message, channel) {
                     return error;
                 }

@@ -1,6 +1,10 @@
 //! Connecting to a backend.
 
-use super::{client_watch::ClientWatch, wait::wait_for_backend};
+use super::{
+    client_watch::ClientWatch,
+    handover::Resumed,
+    wait::{NotPlaced, Seeker, wait_for_backend, wait_in_line},
+};
 use crate::{
     plan::{
         SendProxy,
@@ -11,12 +15,7 @@ use crate::{
         executor,
         net::{Stream, open},
     },
-    session::{
-        registry::Session,
-        retry::BackendSearch,
-        service::Service,
-        summary::{Attempt, Unserved},
-    },
+    session::{registry::Session, retry::BackendSearch, service::Service, summary::Attempt},
     upstream::{
         backend::{Backend, Lease},
         pool::ConnectTimer,
@@ -59,24 +58,28 @@ enum ConnectFailure {
 
 /// Tries backends until one can be reached.
 pub(super) async fn connect(
-    service: &Arc<Service>,
-    client: &Stream,
-    session: &Session,
+    seeker: &Seeker<'_>,
+    resumed: Resumed,
     attempts: &mut Vec<Attempt>,
-) -> Result<Connected, Unserved> {
-    let mut search = BackendSearch::new(service, session, attempts);
+) -> Result<Connected, NotPlaced> {
+    let (service, client) = (seeker.permits.service(), seeker.client);
+    let session = seeker.permits.session();
+    let mut search = BackendSearch::new(service, session, attempts).after_wait(resumed.waited);
+    let mut waiting = resumed.waiting;
     loop {
         let mut began = Instant::now();
-        let lease = match search.next(began) {
-            Ok(lease) => lease,
-            Err(lacks) => {
-                let half_close = service.plan.half_close;
-                let lease =
-                    wait_for_backend(&mut search, lacks, client, session, half_close).await?;
-                began = Instant::now();
-                lease
-            }
+        let picked = match waiting.take() {
+            Some(waiting) => Err(wait_in_line(&mut search, waiting, seeker).await?),
+            None => match search.next(began) {
+                Ok(lease) => Ok(lease),
+                Err(lacks) => Err(wait_for_backend(&mut search, lacks, seeker).await?),
+            },
         };
+        let lease = picked.unwrap_or_else(|lease| {
+            // It has waited.
+            began = Instant::now();
+            lease
+        });
         let backend = lease.backend();
         let mut clock = ConnectTimer::start(&service.pool, backend, began);
         let opened = attempt(backend, service, client, session, began).await;
@@ -100,7 +103,8 @@ pub(super) async fn connect(
                 }
             }
             Err(ConnectFailure::Session(reason)) => {
-                return Err(search.abandoned(backend, reason, time));
+                let unserved = search.abandoned(backend, reason, time);
+                return Err(NotPlaced::Unserved(unserved));
             }
             Err(ConnectFailure::Backend(error)) => {
                 if let Some(clock) = &mut clock

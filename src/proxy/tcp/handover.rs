@@ -7,19 +7,39 @@
 mod format;
 mod resume;
 mod suspend;
+mod waiting;
 
 pub use resume::{Continuation, Silences, Unsuitable};
-pub use suspend::{Departure, HandoverAnswer};
+pub use suspend::{Departing, Departure, HandoverAnswer};
+pub use waiting::WaitingArrival;
 
-pub(super) use suspend::{hand_over, set_exit};
+pub(super) use suspend::{hand_over, hand_over_waiting, set_exit};
+pub(super) use waiting::{Resumed, Unplaced};
 
 use crate::{
     plan::Addr,
     proxy::relay::RelayState,
-    runtime::{executor::StreamState, net::Client},
-    session::{registry::Continued, summary::AttemptResult},
+    runtime::{
+        executor::{Stream, StreamState},
+        net::Client,
+    },
+    session::{
+        registry::Continued,
+        summary::{Attempt, AttemptResult},
+    },
+    upstream::backend::Backend,
 };
-use std::{os::fd::OwnedFd, time::Duration};
+use std::{
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    time::Duration,
+};
+
+/// A session that comes from another process.
+pub enum Arriving {
+    Relayed(Continuation),
+    Waiting(Box<WaitingArrival>),
+}
 
 /// A session that is relayed, as plain data.
 #[derive(Debug)]
@@ -67,4 +87,34 @@ pub struct AttemptState {
 pub struct Connection {
     pub socket: OwnedFd,
     pub state: StreamState,
+}
+
+impl BackendName {
+    fn of(backend: &Backend) -> Self {
+        Self {
+            text: backend.text().to_string(),
+            addr: backend.addr.clone(),
+        }
+    }
+}
+
+impl AttemptState {
+    fn of(attempt: &Attempt) -> Self {
+        Self {
+            backend: BackendName::of(&attempt.backend),
+            result: attempt.result,
+            time: attempt.time,
+            waited: attempt.waited,
+        }
+    }
+}
+
+impl Connection {
+    /// With a descriptor of its own.
+    fn of(stream: &Stream) -> io::Result<Self> {
+        Ok(Self {
+            socket: stream.as_fd().try_clone_to_owned()?,
+            state: stream.state(),
+        })
+    }
 }

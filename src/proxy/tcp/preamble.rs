@@ -42,6 +42,28 @@ impl Default for Preamble {
 }
 
 impl Preamble {
+    /// `header`: of a client in another process, see [`Self::header`]. `None`: it is none.
+    pub(super) fn of(header: Option<&[u8]>, payload: Vec<u8>) -> Option<Self> {
+        let Some(bytes) = header else {
+            return Some(Self {
+                payload,
+                ..Self::default()
+            });
+        };
+        let header = Parser::default().parse(bytes).ok().flatten()?;
+        Some(Self {
+            tlvs: header.tlvs.to_vec(),
+            addresses: header.addresses,
+            payload,
+        })
+    }
+
+    /// What the header of the client said, as one of version 2, if that is more than nothing.
+    pub(super) fn header(&self) -> Option<Vec<u8>> {
+        let is_empty = self.addresses == Addresses::Own && self.tlvs.is_empty();
+        (!is_empty).then(|| encode_v2(&self.addresses, &self.tlvs))
+    }
+
     /// What the backend gets first.
     pub(super) fn into_first(
         self,

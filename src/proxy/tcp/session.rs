@@ -6,9 +6,9 @@ use crate::{
         relay::{self, FinalStep, Outcome, SessionCounters, Stop},
         tcp::{
             connect::{self, Connected, Opened},
-            handover::{self, HandoverAnswer},
+            handover::{self, HandoverAnswer, Resumed, Unplaced},
             preamble::{self, Preamble},
-            wait,
+            wait::{self, NotPlaced, Seeker},
         },
     },
     runtime::net::Stream,
@@ -38,6 +38,19 @@ pub(super) fn resume(
     carry(permits, client, async move |_: &Permits, _: &Stream| {
         Ok(*opened)
     })
+}
+
+/// For a session that waits for a backend, and has done so in another process so far.
+pub(super) fn wait_on(
+    permits: Permits,
+    client: Stream,
+    unplaced: Box<Unplaced>,
+) -> impl Future<Output = ()> {
+    carry(
+        permits,
+        client,
+        async move |permits: &Permits, client: &Stream| place(permits, client, *unplaced).await,
+    )
 }
 
 #[expect(
@@ -120,6 +133,8 @@ fn carry(
 enum NotOpened {
     Refused(RejectReason),
     Unserved(Unserved, Vec<Attempt>),
+    /// Another process has the session, which waits for a backend.
+    Taken,
 }
 
 /// What is left of a session that was relayed.
@@ -145,11 +160,36 @@ async fn open(permits: &Permits, client: &Stream) -> Result<Opened, NotOpened> {
         let waited = wait::wait_for_rate(delay, client, session, service.plan.half_close).await;
         waited.map_err(|unserved| NotOpened::Unserved(unserved, Vec::new()))?;
     }
-    let mut attempts = Vec::new();
-    let connected = connect::connect(service, client, session, &mut attempts).await;
+    let unplaced = Unplaced {
+        preamble,
+        attempts: Vec::new(),
+        resumed: Resumed::default(),
+    };
+    place(permits, client, unplaced).await
+}
+
+/// Connects the session to a backend.
+async fn place(
+    permits: &Permits,
+    client: &Stream,
+    unplaced: Unplaced,
+) -> Result<Opened, NotOpened> {
+    let (service, session) = (permits.service(), permits.session());
+    let Unplaced {
+        preamble,
+        mut attempts,
+        resumed,
+    } = unplaced;
+    let seeker = Seeker {
+        permits,
+        client,
+        preamble: &preamble,
+    };
+    let connected = connect::connect(&seeker, resumed, &mut attempts).await;
     let mut connected = match connected {
         Ok(connected) => connected,
-        Err(unserved) => return Err(NotOpened::Unserved(unserved, attempts)),
+        Err(NotPlaced::Unserved(unserved)) => return Err(NotOpened::Unserved(unserved, attempts)),
+        Err(NotPlaced::Taken) => return Err(NotOpened::Taken),
     };
     let connection = &mut connected.connection;
     if let Some(first) = preamble.into_first(service, session, client) {
@@ -221,6 +261,13 @@ fn close_unopened(permits: Permits, client: Stream, not_opened: NotOpened) {
             let duration = began.elapsed();
             let summary = Summary::unserved(&session, unserved, &attempts, duration);
             service.finish(&summary, service.access_log(), Instant::now());
+        }
+        // It has not ended, and is neither counted nor logged here.
+        NotOpened::Taken => {
+            client.deregister();
+            permits.session().set_closing();
+            drop(client);
+            drop(permits);
         }
     }
 }

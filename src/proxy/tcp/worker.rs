@@ -1,7 +1,7 @@
 //! The worker that carries connections: the orders that it takes.
 
 use super::{
-    handover::{Continuation, Departure, set_exit},
+    handover::{Arriving, Departure, set_exit},
     listener::{Acceptor, Binding, SocketId, listen},
     session,
 };
@@ -46,7 +46,7 @@ pub enum Order {
     /// Sessions that are asked to leave go there from now on; `None`: they stay.
     SetExit(Option<mpsc::Sender<Departure>>),
     /// Goes on with a session of another process.
-    GoOn(Box<Continuation>),
+    GoOn(Box<Arriving>),
     /// Accepts what is in the queues of all listeners, and then nothing more.
     Drain,
 }
@@ -132,11 +132,18 @@ impl Listeners {
             }
             Order::Confirm(token) => drop(token),
             Order::SetExit(exit) => set_exit(exit),
-            Order::GoOn(continuation) => {
-                let (permits, client, opened) = continuation.open();
-                let serving = session::resume(permits, client, opened);
-                executor::spawn(self.tasks.track_future(serving));
-            }
+            Order::GoOn(arriving) => match *arriving {
+                Arriving::Relayed(continuation) => {
+                    let (permits, client, opened) = continuation.open();
+                    let serving = session::resume(permits, client, opened);
+                    executor::spawn(self.tasks.track_future(serving));
+                }
+                Arriving::Waiting(waiting) => {
+                    let (permits, client, unplaced) = waiting.open();
+                    let serving = session::wait_on(permits, client, unplaced);
+                    executor::spawn(self.tasks.track_future(serving));
+                }
+            },
             // Without refusing clients: another process may go on with these sockets.
             Order::Drain => {
                 // A copy of the sockets may be kept for the next process.

@@ -90,7 +90,7 @@ impl Endpoint {
             return Admission::Barred(Bar::NoWeight);
         }
         let is_limited = config.max_connections > 0;
-        if is_limited && self.backend.active() >= config.max_connections {
+        if is_limited && self.backend.taken_places() >= config.max_connections {
             return Admission::Barred(Bar::Full);
         }
         match self.slow_start {

@@ -1,4 +1,5 @@
 mod panic;
+mod places;
 mod plans;
 mod primaries;
 mod role_fallback;

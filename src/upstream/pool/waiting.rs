@@ -40,6 +40,19 @@ pub struct Waiting {
     is_over: bool,
 }
 
+/// The wait of a session that goes on in another process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Carried {
+    /// Its place in the order; `None`: after all that wait by then.
+    pub ticket: Option<u64>,
+    pub lacks: Shortage,
+    /// For how long it may still wait, by what it lacks.
+    pub left: [Duration; Shortage::COUNT],
+    /// For how long it still waits for the backend of its key alone.
+    pub stick_left: Option<Duration>,
+    pub began: Instant,
+}
+
 /// How the wait of a session goes.
 #[derive(Debug)]
 pub enum WaitProgress {
@@ -61,6 +74,14 @@ impl Pool {
         Search {
             may_wait: self.waits.is_any(),
             ..self.search(client)
+        }
+    }
+
+    /// The same for a connection.
+    pub fn search_of_connection(&self, client: &HashInput) -> Search {
+        Search {
+            may_move: true,
+            ..self.search_or_wait(client)
         }
     }
 
@@ -94,14 +115,9 @@ impl Pool {
             let limits = [Shortage::Full, Shortage::NoneFit].map(|lacks| waits.limit(lacks));
             Position::new(inner.line.draw_ticket(), limits)
         });
-        let is_first = inner.line.is_empty();
-        let backend = own.map(|(backend, _)| backend);
-        inner.line.enter(position, search, lacks, backend, now);
+        inner.line_up(position, search, lacks, own, now);
         if lacks == Shortage::NoneFit && has_failed {
             inner.line.start_probing(now);
-        }
-        if is_first {
-            inner.watch_releases(true);
         }
         inner.serve(now);
         drop(inner);
@@ -112,6 +128,34 @@ impl Pool {
             began: now,
             is_over: false,
         })
+    }
+
+    /// Enters a session that has waited in another process, whatever the limits are.
+    pub fn enter_carried(
+        self: &Arc<Self>,
+        mut search: Search,
+        carried: &Carried,
+        now: Instant,
+    ) -> Waiting {
+        let mut inner = self.lock();
+        let own = carried.stick_left.and_then(|left| {
+            let backend = inner.full_own(&search, now)?;
+            Some((backend, now + left))
+        });
+        search.own = own.map(|(backend, _)| backend);
+        let ticket = carried.ticket.filter(|ticket| inner.is_reserved(*ticket));
+        let ticket = ticket.unwrap_or_else(|| inner.line.draw_ticket());
+        let position = Position::new(ticket, carried.left);
+        inner.line_up(position, search, carried.lacks, own, now);
+        inner.serve(now);
+        drop(inner);
+        Waiting {
+            pool: Arc::clone(self),
+            ticket,
+            own,
+            began: carried.began.min(now),
+            is_over: false,
+        }
     }
 
     /// Sessions that wait now, by what they lack.
@@ -161,7 +205,40 @@ impl Waiting {
         }
     }
 
-    fn waited(&self, now: Instant) -> Duration {
+    /// What another process needs to go on with the wait, if another process gives the places.
+    /// `None`: it does not, or the session has been served.
+    pub fn carried(&self, now: Instant) -> Option<Carried> {
+        let mut inner = self.pool.lock();
+        let last = inner.places.last_ticket()?;
+        let own = self.own.map(|(backend, _)| backend);
+        let waiter = inner.line.find(self.ticket, own)?;
+        Some(Carried {
+            ticket: Some(self.ticket).filter(|ticket| *ticket <= last),
+            lacks: waiter.lacks(),
+            left: waiter.left_at(now),
+            stick_left: self
+                .own
+                .map(|(_, until)| until.saturating_duration_since(now)),
+            began: self.began,
+        })
+    }
+
+    /// Another process goes on with the wait: it is not counted here.
+    pub fn forget(mut self) {
+        self.is_over = true;
+        // A lease among it is dropped now that the pool is unlocked.
+        drop(self.leave(Instant::now()));
+    }
+
+    fn leave(&self, now: Instant) -> Option<Left> {
+        let mut inner = self.pool.lock();
+        let own = self.own.map(|(backend, _)| backend);
+        let left = inner.line.leave(self.ticket, own);
+        inner.note_left(now);
+        left
+    }
+
+    pub fn waited(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.began)
     }
 
@@ -179,13 +256,7 @@ impl Drop for Waiting {
             return;
         }
         let now = Instant::now();
-        let pool = Arc::clone(&self.pool);
-        let mut inner = pool.lock();
-        let left = inner
-            .line
-            .leave(self.ticket, self.own.map(|(backend, _)| backend));
-        inner.note_left(now);
-        drop(inner);
+        let left = self.leave(now);
         let lacked = match &left {
             Some(Left::Served(served)) => served.lacked,
             Some(Left::Unserved(waiter)) => waiter.lacks(),
@@ -207,8 +278,25 @@ impl Inner {
     /// Gives what is free to the sessions in the line, in their order.
     #[inline]
     pub(super) fn serve(&mut self, now: Instant) {
-        if !self.line.is_empty() {
+        if !self.line.is_empty() && !self.places.expects_line() {
             self.serve_line(now);
+        }
+    }
+
+    /// `own`: the backend that it waits for alone, and until when.
+    fn line_up(
+        &mut self,
+        position: Position,
+        search: Search,
+        lacks: Shortage,
+        own: Option<(u64, Instant)>,
+        now: Instant,
+    ) {
+        let is_first = self.line.is_empty();
+        let own = own.map(|(backend, _)| backend);
+        self.line.enter(position, search, lacks, own, now);
+        if is_first {
+            self.watch_releases(true);
         }
     }
 
@@ -299,10 +387,19 @@ impl Inner {
         fence(SeqCst);
     }
 
-    /// Whether a session that has come now has to wait behind those that are held.
-    pub(super) fn is_behind_held(&self) -> bool {
+    /// What a session that has come now lacks since others are before it: those that are held, or
+    /// those in the line of another process, which are on their way.
+    pub(super) fn line_before(&self) -> Option<Shortage> {
+        if self.places.expects_line() {
+            let is_queue = !self.waits.limit(Shortage::Full).is_zero();
+            return Some(match is_queue {
+                true => Shortage::Full,
+                false => Shortage::NoneFit,
+            });
+        }
         let held = self.line.counts()[Shortage::NoneFit as usize];
-        held > 0 && held < self.waits.most(Shortage::NoneFit)
+        let is_behind = held > 0 && held < self.waits.most(Shortage::NoneFit);
+        is_behind.then_some(Shortage::NoneFit)
     }
 
     /// The backend of the session's key, if that is fit and full and the session is to wait for it
@@ -338,6 +435,7 @@ impl Inner {
 
     /// These endpoints were not there before.
     pub(super) fn watch_new_endpoints(&self, numbers: impl Iterator<Item = usize>) {
+        self.hand_new_places();
         if !self.line.is_empty() {
             numbers.for_each(|i| self.endpoints[i].backend.observe_releases(true));
             fence(SeqCst);

@@ -18,7 +18,7 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Default)]
 pub(super) struct Line {
-    next_ticket: u64,
+    last_ticket: u64,
     /// Those that take any backend, by ticket.
     any: BTreeMap<u64, Waiter>,
     /// Those that want the backend of their key, by its id, then by ticket.
@@ -90,9 +90,16 @@ impl Waiter {
 
     /// The time that it has waited for what it lacks now counts.
     fn settle(&mut self, now: Instant) {
-        let left = &mut self.left[self.lacks as usize];
-        *left = left.saturating_sub(now.saturating_duration_since(self.since));
+        self.left = self.left_at(now);
         self.since = now;
+    }
+
+    /// For how long it may still wait, by what it lacks.
+    pub(super) fn left_at(&self, now: Instant) -> [Duration; Shortage::COUNT] {
+        let mut left = self.left;
+        let of_this = &mut left[self.lacks as usize];
+        *of_this = of_this.saturating_sub(now.saturating_duration_since(self.since));
+        left
     }
 }
 
@@ -123,8 +130,30 @@ impl Line {
     }
 
     pub(super) fn draw_ticket(&mut self) -> u64 {
-        self.next_ticket += 1;
-        self.next_ticket
+        self.last_ticket += 1;
+        self.last_ticket
+    }
+
+    pub(super) fn last_ticket(&self) -> u64 {
+        self.last_ticket
+    }
+
+    /// Tickets up to this one belong to sessions of another process.
+    pub(super) fn reserve_tickets(&mut self, last: u64) {
+        self.last_ticket = self.last_ticket.max(last);
+    }
+
+    /// Whether a session with this ticket is here.
+    pub(super) fn has(&self, ticket: u64) -> bool {
+        let mut groups = self.own.values().chain([&self.any]);
+        self.served.contains_key(&ticket) || groups.any(|group| group.contains_key(&ticket))
+    }
+
+    pub(super) fn searches(&self) -> impl Iterator<Item = &Search> {
+        let groups = self.own.values().chain([&self.any]);
+        groups
+            .flat_map(BTreeMap::values)
+            .map(|waiter| &waiter.search)
     }
 
     /// `own`: the id of the backend that it waits for, if it takes no other yet.

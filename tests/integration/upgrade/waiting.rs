@@ -6,7 +6,7 @@ use crate::harness::{
     ports,
     proc::text,
     secs,
-    server::{Server, named},
+    server::named,
     tembuku::cli,
     udp::{self, UdpServer, ask, receive_if_any, receive_text},
     wait_until,
@@ -48,10 +48,9 @@ fn waiting_clients(front: SocketAddr) -> Vec<TcpStream> {
     (0..WAITING).map(|_| connect(front).unwrap()).collect()
 }
 
-/// The places of the sessions that go over become free in the old process. So each of those that
-/// wait gets one, and follows; the limit holds again for clients of the new process.
+/// They wait on in the new process, and those that come later wait behind them.
 #[test]
-fn sessions_in_the_queue_get_their_places_and_follow() {
+fn sessions_in_the_queue_wait_on_in_the_new_process() {
     let servers = named(1);
     let front = ports::free_addr();
     let config = listener("l", &front.to_string(), "u")
@@ -59,85 +58,53 @@ fn sessions_in_the_queue_get_their_places_and_follow() {
         + "queue_timeout = \"1m\"\n";
     let mut tembuku = Succession::start(&config);
     let (mut holder, _) = net::session(front).unwrap();
-    let mut waiting = waiting_clients(front);
-    tembuku.wait_waiting("queued", WAITING);
-    tembuku.upgrade();
-    for (n, client) in waiting.iter_mut().enumerate() {
-        assert_eq!(net::read_line(client).unwrap(), "b1", "client {n}");
-        net::echo(client, &format!("client {n}")).unwrap();
+    // One after the other, so that their order is known.
+    let mut waiting = Vec::new();
+    for count in 1..=WAITING {
+        waiting.push(connect(front).unwrap());
+        tembuku.wait_waiting("queued", count);
     }
-    tembuku.wait_alone();
-    net::echo(&mut holder, "holds").unwrap();
-    let connections = || tembuku.status()["listeners"][0]["connections"].clone();
-    assert_eq!(connections(), WAITING + 1);
-    // Until all of these have ended.
-    let mut late = connect(front).unwrap();
-    tembuku.wait_waiting("queued", 1);
-    drop(waiting);
-    wait_until("they have ended", secs(10), || connections() == 2);
-    tembuku.wait_waiting("queued", 1);
-    drop(holder);
-    assert_eq!(net::read_line(&mut late).unwrap(), "b1");
-}
-
-/// Its own checks find the backend, and the sessions follow.
-#[test]
-fn held_sessions_wait_in_the_old_process() {
-    let front = ports::free_addr();
-    let backend = ports::free_addr();
-    let config = listener("l", &front.to_string(), "u")
-        + &upstream("u", &format!("\"{backend}\""))
-        + "hold_timeout = \"1m\"\n\
-           check = { kind = \"tcp\", interval = \"100ms\", timeout = \"100ms\", rise = 1 }\n";
-    let mut tembuku = Succession::start(&config);
-    let mut waiting = waiting_clients(front);
-    for client in &mut waiting {
-        client.write_all(b"first\n").unwrap();
-    }
-    tembuku.wait_waiting("held", WAITING);
     let out = tembuku.upgrade();
-    assert!(out.contains("5 sessions and 0 flows stay"), "{out}");
-    // Those that come now wait in the new process.
-    let mut late = connect(front).unwrap();
-    tembuku.wait_waiting("held", 1);
-    let _server = Server::named_on("b1", &[backend]);
-    for client in &mut waiting {
-        assert_eq!(net::read_line(client).unwrap(), "b1");
-        assert_eq!(net::read_line(client).unwrap(), "first");
-    }
-    assert_eq!(net::read_line(&mut late).unwrap(), "b1");
+    assert!(out.contains("nothing is left behind"), "{out}");
     tembuku.wait_alone();
-    for client in &mut waiting {
-        net::echo(client, "in the new process").unwrap();
+    tembuku.wait_waiting("queued", WAITING);
+    net::echo(&mut holder, "holds").unwrap();
+    waiting.push(connect(front).unwrap());
+    tembuku.wait_waiting("queued", WAITING + 1);
+    drop(holder);
+    for (n, mut client) in waiting.into_iter().enumerate() {
+        assert_eq!(net::read_line(&mut client).unwrap(), "b1", "client {n}");
+        net::echo(&mut client, &format!("client {n}")).unwrap();
     }
 }
 
-/// What operators set later reaches the new process alone.
+/// What operators set later reaches them there.
 #[test]
-fn held_sessions_end_with_the_old_process() {
+fn held_sessions_wait_on_in_the_new_process() {
     let servers = named(1);
     let front = ports::free_addr();
-    let config = "[process]\ndrain_timeout = \"2s\"\n".to_owned()
-        + &listener("l", &front.to_string(), "u")
+    let config = listener("l", &front.to_string(), "u")
         + &upstream("u", &format!("\"{}\"", servers[0].addr))
         + "hold_timeout = \"1m\"\n";
     let mut tembuku = Succession::start(&config);
     let name = format!("u/{}", servers[0].addr);
     tembuku.operate(&["maint", &name]);
     let mut waiting = waiting_clients(front);
-    tembuku.wait_waiting("held", WAITING);
-    tembuku.upgrade();
-    tembuku.operate(&["ready", &name]);
-    assert_eq!(net::ask(front).unwrap(), "b1");
     for client in &mut waiting {
-        assert!(net::read_line(client).is_err());
+        client.write_all(b"first\n").unwrap();
     }
+    tembuku.wait_waiting("held", WAITING);
+    let out = tembuku.upgrade();
+    assert!(out.contains("nothing is left behind"), "{out}");
     tembuku.wait_alone();
-    let closed = [("reason", "drained")];
-    assert_eq!(
-        tembuku.first.metric("sessions_closed_total", &closed),
-        WAITING as f64
-    );
+    waiting.push(connect(front).unwrap());
+    waiting.last_mut().unwrap().write_all(b"first\n").unwrap();
+    tembuku.wait_waiting("held", WAITING + 1);
+    tembuku.operate(&["ready", &name]);
+    for client in &mut waiting {
+        assert_eq!(net::read_line(client).unwrap(), "b1");
+        assert_eq!(net::read_line(client).unwrap(), "first");
+    }
 }
 
 /// Its datagram is dropped; the client repeats it, and waits in the new process.

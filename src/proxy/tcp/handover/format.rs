@@ -110,12 +110,9 @@ impl SessionState {
             let side = find(&SIDES, &broken.side)?;
             Ok((side, find(&CAUSES, &broken.cause)?))
         });
-        if record.id > MOST_ID {
-            return Err(Unsuitable::NotUnderstood);
-        }
         Ok(Self {
             continued: Continued {
-                id: record.id,
+                id: checked_id(record.id)?,
                 active_millis: record.active,
                 received: record.received,
                 sent: record.sent,
@@ -146,6 +143,13 @@ impl SessionState {
                 first_byte: record.first_byte,
             },
         })
+    }
+}
+
+pub(super) fn checked_id(id: u64) -> Result<u64, Unsuitable> {
+    match id {
+        ..=MOST_ID => Ok(id),
+        _ => Err(Unsuitable::NotUnderstood),
     }
 }
 
@@ -187,14 +191,14 @@ fn find<T: Copy, const N: usize>(words: &Words<T, N>, word: &str) -> Result<T, U
         .ok_or(Unsuitable::NotUnderstood)
 }
 
-fn peer(client: Client) -> PeerRecord {
+pub(super) fn peer(client: Client) -> PeerRecord {
     match client {
         Client::Ip(address) => PeerRecord::Ip(address),
         Client::Unix => PeerRecord::Unix,
     }
 }
 
-fn client(peer: PeerRecord) -> Client {
+pub(super) fn client(peer: PeerRecord) -> Client {
     match peer {
         PeerRecord::Ip(address) => Client::Ip(address),
         PeerRecord::Unix => Client::Unix,
@@ -224,7 +228,7 @@ impl BackendName {
 }
 
 impl AttemptState {
-    fn record(&self) -> AttemptRecord {
+    pub(super) fn record(&self) -> AttemptRecord {
         let (result, reason) = match self.result {
             AttemptResult::Connected => ("connected", None),
             AttemptResult::Left => ("left", None),
@@ -240,7 +244,7 @@ impl AttemptState {
         }
     }
 
-    fn of_record(record: AttemptRecord) -> Result<Self, Unsuitable> {
+    pub(super) fn of_record(record: AttemptRecord) -> Result<Self, Unsuitable> {
         let reason = record.reason.unwrap_or_default();
         let result = match &*record.result {
             "connected" => Some(AttemptResult::Connected),
@@ -258,7 +262,7 @@ impl AttemptState {
     }
 }
 
-fn socket(state: &StreamState, undelivered: Option<Undelivered>) -> SocketRecord {
+pub(super) fn socket(state: &StreamState, undelivered: Option<Undelivered>) -> SocketRecord {
     SocketRecord {
         peer_end: word_of(&PEER_ENDS, state.peer_end),
         at_urgent_mark: state.at_urgent_mark,
@@ -271,7 +275,7 @@ fn socket(state: &StreamState, undelivered: Option<Undelivered>) -> SocketRecord
     }
 }
 
-fn connection(socket: OwnedFd, record: &SocketRecord) -> Result<Connection, Unsuitable> {
+pub(super) fn connection(socket: OwnedFd, record: &SocketRecord) -> Result<Connection, Unsuitable> {
     Ok(Connection {
         socket,
         state: StreamState {

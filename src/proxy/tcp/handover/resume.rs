@@ -48,7 +48,7 @@ pub struct Continuation {
 pub struct Silences(Mutex<Vec<u32>>);
 
 impl Silences {
-    fn add(&self, left: u64, now: Instant) {
+    pub(super) fn add(&self, left: u64, now: Instant) {
         let silence = time::micros_at(now).saturating_sub(left);
         let silence = u32::try_from(silence).unwrap_or(u32::MAX);
         self.0
@@ -130,19 +130,10 @@ impl Continuation {
         let (Some(client), Some(server)) = (client, server) else {
             return Err(Unsuitable::NoConnection);
         };
-        let find = |name: &BackendName| service.pool.backend_named(&name.text, &name.addr);
-        let backend = find(&state.backend).ok_or(Unsuitable::NoBackend)?;
-        let attempt = |attempt: &AttemptState| {
-            Some(Attempt {
-                backend: find(&attempt.backend)?,
-                result: attempt.result,
-                time: attempt.time,
-                waited: attempt.waited,
-            })
-        };
+        let backend = find(&service.pool, &state.backend).ok_or(Unsuitable::NoBackend)?;
         Ok(Self {
             lease: Lease::new(backend),
-            attempts: state.attempts.iter().filter_map(attempt).collect(),
+            attempts: find_attempts(&service.pool, &state.attempts).into(),
             kinds: [client, server],
             state: Box::new(state),
             service,
@@ -199,6 +190,23 @@ impl Continuation {
     }
 }
 
+fn find(pool: &Pool, name: &BackendName) -> Option<Arc<Backend>> {
+    pool.backend_named(&name.text, &name.addr)
+}
+
+/// Those at backends that this process has.
+pub(super) fn find_attempts(pool: &Pool, attempts: &[AttemptState]) -> Vec<Attempt> {
+    let attempt = |attempt: &AttemptState| {
+        Some(Attempt {
+            backend: find(pool, &attempt.backend)?,
+            result: attempt.result,
+            time: attempt.time,
+            waited: attempt.waited,
+        })
+    };
+    attempts.iter().filter_map(attempt).collect()
+}
+
 /// What is still to learn from the first byte of an answer.
 fn observers(pool: &Arc<Pool>, backend: &Arc<Backend>) -> FirstByteObservers {
     FirstByteObservers {
@@ -211,7 +219,7 @@ fn observers(pool: &Arc<Pool>, backend: &Arc<Backend>) -> FirstByteObservers {
 }
 
 /// `None`: it is no connection.
-fn kind_of(socket: &OwnedFd) -> Option<StreamKind> {
+pub(super) fn kind_of(socket: &OwnedFd) -> Option<StreamKind> {
     if socket_type(socket.as_fd()).ok()? != SocketType::STREAM {
         return None;
     }

@@ -1,17 +1,24 @@
 //! A session leaves this process.
 
-use super::{AttemptState, BackendName, Connection, SessionState};
+use super::{
+    AttemptState, BackendName, Connection, SessionState,
+    waiting::{self, WaitingState},
+};
 use crate::{
-    proxy::{relay::RelayState, tcp::connect::Opened},
+    handover::message::Kind,
+    proxy::{
+        relay::RelayState,
+        tcp::{connect::Opened, preamble::Preamble},
+    },
     runtime::{net::Stream, time},
-    session::{admission::Permits, summary::Attempt},
-    upstream::backend::Backend,
+    session::{admission::Permits, registry::Session, retry::BackendSearch},
+    upstream::pool::Carried,
 };
 use std::{
     cell::RefCell,
     io,
-    os::fd::AsFd as _,
-    sync::{Arc, mpsc::Sender},
+    os::fd::{AsFd as _, BorrowedFd},
+    sync::mpsc::Sender,
     time::Instant,
 };
 use tokio::sync::oneshot;
@@ -19,8 +26,49 @@ use tokio::sync::oneshot;
 /// A session that waits to be taken. It goes on in this process if this is dropped.
 #[derive(Debug)]
 pub struct Departure {
-    pub state: SessionState,
+    pub state: Departing,
     pub answer: oneshot::Sender<HandoverAnswer>,
+}
+
+/// What leaves, as plain data.
+#[derive(Debug)]
+pub enum Departing {
+    Relayed(Box<SessionState>),
+    /// It waits for a backend.
+    Waiting(Box<WaitingState>),
+}
+
+impl Departing {
+    pub fn id(&self) -> u64 {
+        match self {
+            Self::Relayed(state) => state.continued.id,
+            Self::Waiting(state) => state.id(),
+        }
+    }
+
+    /// In which messages it goes.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Relayed(_) => Kind::Sessions,
+            Self::Waiting(_) => Kind::Waiting,
+        }
+    }
+
+    /// In the order of the format.
+    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        match self {
+            Self::Relayed(state) => state.descriptors(),
+            Self::Waiting(state) => vec![state.to_client.socket.as_fd()],
+        }
+    }
+
+    /// How many bytes go into its record beside the little that every session has.
+    pub fn held_bytes(&self) -> usize {
+        match self {
+            Self::Relayed(state) => state.held_bytes(),
+            Self::Waiting(state) => state.payload.len(),
+        }
+    }
 }
 
 /// What the other process says.
@@ -49,24 +97,49 @@ pub(in crate::proxy::tcp) async fn hand_over(
     opened: &Opened,
     relay: Box<RelayState>,
 ) -> HandoverAnswer {
-    let answer = match describe(permits, client, opened, *relay) {
+    let state = describe(permits, client, opened, *relay);
+    offer_or_stay(
+        permits.session(),
+        state.map(Box::new).map(Departing::Relayed),
+    )
+    .await
+}
+
+/// The same for a session that waits for a backend. `wait`: `None` if it has not waited.
+pub(in crate::proxy::tcp) async fn hand_over_waiting(
+    permits: &Permits,
+    client: &Stream,
+    preamble: &Preamble,
+    search: &BackendSearch<'_>,
+    wait: Option<Carried>,
+) -> HandoverAnswer {
+    let state = waiting::describe(permits, client, preamble, search, wait);
+    offer_or_stay(
+        permits.session(),
+        state.map(Box::new).map(Departing::Waiting),
+    )
+    .await
+}
+
+async fn offer_or_stay(session: &Session, state: io::Result<Departing>) -> HandoverAnswer {
+    let answer = match state {
         Ok(state) => match offer(state) {
             Some(answer) => answer.await.unwrap_or(HandoverAnswer::Refused),
             None => HandoverAnswer::Refused,
         },
         Err(error) => {
-            tracing::debug!(session = permits.session().id, %error, "cannot hand over a session");
+            tracing::debug!(session = session.id, %error, "cannot hand over a session");
             HandoverAnswer::Refused
         }
     };
     if answer == HandoverAnswer::Refused {
-        permits.session().stay();
+        session.stay();
     }
     answer
 }
 
 /// `None`: there is no process that takes it.
-fn offer(state: SessionState) -> Option<oneshot::Receiver<HandoverAnswer>> {
+fn offer(state: Departing) -> Option<oneshot::Receiver<HandoverAnswer>> {
     let (answer, answered) = oneshot::channel();
     let sent = EXIT.with_borrow(|exit| exit.as_ref()?.send(Departure { state, answer }).ok());
     sent.map(|()| answered)
@@ -89,34 +162,11 @@ fn describe(
         peer: session.peer,
         named: session.proxied(),
         server_port: session.server_port,
-        backend: name(connected.lease.backend()),
+        backend: BackendName::of(connected.lease.backend()),
         connect_began: connected.began_micros,
-        attempts: opened.attempts.iter().map(describe_attempt).collect(),
-        to_client: connection(client)?,
-        to_backend: connection(&connected.connection.stream)?,
+        attempts: opened.attempts.iter().map(AttemptState::of).collect(),
+        to_client: Connection::of(client)?,
+        to_backend: Connection::of(&connected.connection.stream)?,
         relay,
-    })
-}
-
-fn name(backend: &Arc<Backend>) -> BackendName {
-    BackendName {
-        text: backend.text().to_string(),
-        addr: backend.addr.clone(),
-    }
-}
-
-fn describe_attempt(attempt: &Attempt) -> AttemptState {
-    AttemptState {
-        backend: name(&attempt.backend),
-        result: attempt.result,
-        time: attempt.time,
-        waited: attempt.waited,
-    }
-}
-
-fn connection(stream: &Stream) -> io::Result<Connection> {
-    Ok(Connection {
-        socket: stream.as_fd().try_clone_to_owned()?,
-        state: stream.state(),
     })
 }

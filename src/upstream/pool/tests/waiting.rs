@@ -10,9 +10,9 @@ use std::{
     thread::{self, Thread},
 };
 
-const QUEUE: Duration = Duration::from_secs(10);
-const HOLD: Duration = Duration::from_secs(20);
-const BOTH: Waits = Waits {
+pub(super) const QUEUE: Duration = Duration::from_secs(10);
+pub(super) const HOLD: Duration = Duration::from_secs(20);
+pub(super) const BOTH: Waits = Waits {
     queue_timeout: QUEUE,
     queue_length: 100,
     queue_stick: Duration::ZERO,
@@ -20,7 +20,7 @@ const BOTH: Waits = Waits {
     hold_length: 100,
 };
 
-fn limited(n: u8, max_connections: u64) -> Planned {
+pub(super) fn limited(n: u8, max_connections: u64) -> Planned {
     Planned {
         max_connections,
         slow_start: Duration::ZERO,
@@ -28,7 +28,12 @@ fn limited(n: u8, max_connections: u64) -> Planned {
     }
 }
 
-fn waiting_pool(balance: Balance, backends: Vec<Planned>, waits: Waits, now: Instant) -> Arc<Pool> {
+pub(super) fn waiting_pool(
+    balance: Balance,
+    backends: Vec<Planned>,
+    waits: Waits,
+    now: Instant,
+) -> Arc<Pool> {
     let mut upstream = upstream(backends, check(CheckKind::Tcp));
     upstream.check = None;
     upstream.balance = balance;
