@@ -118,7 +118,7 @@ fn bind_requests(
         if !errors.is_empty() {
             break;
         }
-        let taken = inherited.take_for(request.wanted(), workers);
+        let taken = inherited.take_for(request.wanted());
         let result = taken.and_then(|taken| bind(request, taken, workers, &mut bound));
         if let Err(error) = result {
             errors.push(request.error(error));
@@ -331,7 +331,8 @@ fn bind_udp(
     // With another number of sockets the kernel would assign the flows of all anew.
     let count = match taken.are_handed {
         true => taken.sockets.len(),
-        false => workers,
+        // None of those that were passed is closed, also where there are more than workers.
+        false => workers.max(taken.sockets.len()),
     };
     let mut sockets = Vec::with_capacity(count);
     let is_inherited = !taken.sockets.is_empty();

@@ -69,9 +69,9 @@ impl Inherited {
         });
     }
 
-    /// The sockets of this address, of the service manager at most `most`; what is left of those is
-    /// closed and logged.
-    pub(super) fn take_for(&mut self, wanted: Wanted<'_>, most: usize) -> io::Result<Taken> {
+    /// The sockets of this address. Each has a queue with clients, and the kernel gives it more for
+    /// as long as the service manager has a copy.
+    pub(super) fn take_for(&mut self, wanted: Wanted<'_>) -> io::Result<Taken> {
         let handed = self.handed.extract_if(.., |handed| is_of(handed, wanted));
         let handed: Vec<HandedSocket> = handed.collect();
         if !handed.is_empty() {
@@ -84,20 +84,13 @@ impl Inherited {
             });
         }
         let found = self.passed.extract_if(.., |passed| is_at(passed, wanted));
-        let mut found: Vec<Passed> = found.collect();
+        let found: Vec<Passed> = found.collect();
         if found.is_empty() {
             return Ok(Taken::default());
         }
         let addr = wanted.addr;
-        let left = found.split_off(most.min(found.len()));
-        let (taken, left) = (found.len(), left.into_iter().map(|passed| passed.name));
-        let left: Vec<String> = left.collect();
-        tracing::info!(%addr, sockets = taken, "taking over sockets that were passed");
-        if !left.is_empty() {
-            let sockets = left.len();
-            tracing::warn!(%addr, sockets, "closing passed sockets, more than workers");
-            self.closed.extend(left);
-        }
+        let sockets = found.len();
+        tracing::info!(%addr, sockets, "taking over sockets that were passed");
         let sockets = found.into_iter().map(|passed| {
             let socket = socket2::Socket::from(passed.socket);
             socket.set_nonblocking(true)?;

@@ -278,17 +278,22 @@ fn the_store_follows_a_reload_and_what_no_listener_has_is_closed() {
     });
 }
 
-/// The kernel gives clients to all sockets of an address, also to one that is in the store alone.
-/// `tests/packages` lets clients come; here other tests may have copies of the sockets.
+/// The kernel gives clients to all sockets of an address: those that have come wait in each, and a
+/// socket that is closed resets them.
 #[test]
-fn a_start_with_fewer_workers_removes_sockets_from_the_store() {
+fn a_start_with_fewer_workers_serves_the_clients_of_all_sockets() {
     let (fronts, mut manager) = (Fronts::new(), Manager::new());
     let mut tembuku = manager.start(&fronts.config());
     tembuku.proc.kill();
     assert_eq!(manager.kept.len(), 7, "{:?}", manager.names());
+    let clients = fronts.early_clients();
     let fewer = fronts.config().replace("workers = 3", "workers = 1");
     let _next = manager.start(&fewer);
-    assert_eq!(manager.kept.len(), 3, "{:?}", manager.names());
+    assert_all_served(clients);
+    for _ in 0..20 {
+        fronts.assert_served();
+    }
+    assert_eq!(manager.kept.len(), 7, "{:?}", manager.names());
 }
 
 /// The store gets a copy, which comes beside the socket of the unit at the next start.
