@@ -114,6 +114,12 @@ fn wait(mut child: Child) {
     let _ = child.wait();
 }
 
+/// It is not waited for before the end.
+fn is_there(process: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero()));
+    stat.is_ok_and(|stat| !stat.rsplit_once(") ").unwrap().1.starts_with('Z'))
+}
+
 struct Between {
     action: String,
     kind: Kind,
@@ -175,6 +181,8 @@ impl Between {
             "kill-old" => kill_process(self.old, Signal::KILL).unwrap(),
             "stop-new" => self.stop_new(),
             "delay" => thread::sleep(Duration::from_secs(3)),
+            // Until one of both has ended. With the old one this process does.
+            "hold" => wait_until("the new process has ended", LONG, || !is_there(self.new)),
             // Nothing more that it opens or gets has room.
             "no-descriptors" => {
                 let open = fs::read_dir(format!("/proc/{}/fd", self.new.as_raw_nonzero()));

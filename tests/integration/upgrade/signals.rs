@@ -54,7 +54,19 @@ impl Trial {
     /// The command, up to a message that is late by three seconds.
     #[track_caller]
     fn begin_delayed(&self, message: &str) -> JoinHandle<Output> {
-        let program = between::program(&self.tembuku, &format!("delay at {message}"));
+        self.begin_until(&format!("delay at {message}"))
+    }
+
+    /// The command, up to a message that does not arrive before one of both processes ends: however
+    /// late a signal to one of them is, it comes at this message.
+    #[track_caller]
+    fn begin_held(&self, message: &str) -> JoinHandle<Output> {
+        self.begin_until(&format!("hold at {message}"))
+    }
+
+    #[track_caller]
+    fn begin_until(&self, behaviour: &str) -> JoinHandle<Output> {
+        let program = between::program(&self.tembuku, behaviour);
         let command = self.begin(&program);
         wait_until("the message is late", secs(20), || {
             between::done(&self.tembuku).is_some()
@@ -144,7 +156,7 @@ fn a_stop_ends_an_upgrade_that_has_not_begun_to_accept() {
     trial.stops(command, "stage 1");
     for message in ["hello 1", "prepare 1", "ready 1"] {
         let trial = Trial::new("");
-        let command = trial.begin_delayed(message);
+        let command = trial.begin_held(message);
         trial.stops(command, message);
     }
 }
@@ -224,7 +236,7 @@ fn a_new_process_that_is_stopped_leaves_the_old_one_in_place() {
         ("ready 1", 0..=0),
         ("sessions 2", 1..=40),
     ] {
-        let command = trial.begin_delayed(message);
+        let command = trial.begin_held(message);
         signal(trial.new_process(), Signal::TERM);
         let output = command.join().unwrap();
         let printed = text(&output);
