@@ -29,6 +29,7 @@ use crate::{
         bandwidth::{SessionBandwidth, Way},
         registry::{Interruption, Session},
     },
+    sys::socket,
     telemetry::metrics::{BackendCounts, ListenerCounts, RelayCounts},
     upstream::{
         backend::Backend,
@@ -140,6 +141,8 @@ enum RelayEnd {
     /// Both directions are delivered, or one is and the session ends with it.
     Complete,
     Broken(Side, BreakCause),
+    /// The same, and the other side does not take what this one had sent.
+    GivenUp(Side, BreakCause),
     Terminated(CloseReason),
 }
 
@@ -260,10 +263,12 @@ impl RelayEnd {
     fn reason(self) -> CloseReason {
         match self {
             Self::Complete => CloseReason::Ok,
-            Self::Broken(Side::Client, BreakCause::Reset) => CloseReason::ClientReset,
-            Self::Broken(Side::Backend, BreakCause::Reset) => CloseReason::BackendReset,
-            Self::Broken(Side::Client, BreakCause::TimedOut) => CloseReason::ClientTimedOut,
-            Self::Broken(Side::Backend, BreakCause::TimedOut) => CloseReason::BackendTimedOut,
+            Self::Broken(side, cause) | Self::GivenUp(side, cause) => match (side, cause) {
+                (Side::Client, BreakCause::Reset) => CloseReason::ClientReset,
+                (Side::Backend, BreakCause::Reset) => CloseReason::BackendReset,
+                (Side::Client, BreakCause::TimedOut) => CloseReason::ClientTimedOut,
+                (Side::Backend, BreakCause::TimedOut) => CloseReason::BackendTimedOut,
+            },
             Self::Terminated(reason) => reason,
         }
     }
@@ -272,8 +277,11 @@ impl RelayEnd {
 impl<'a> Relay<'a> {
     fn end(&mut self, end: RelayEnd) -> Outcome {
         self.reconcile_deferred();
-        if let RelayEnd::Terminated(reason) = end {
-            self.reset_incomplete(reason);
+        match end {
+            RelayEnd::Terminated(reason) => self.reset_incomplete(reason),
+            RelayEnd::GivenUp(Side::Client, _) => socket::reset_on_close(self.backend()),
+            RelayEnd::GivenUp(Side::Backend, _) => socket::reset_on_close(self.client),
+            RelayEnd::Complete | RelayEnd::Broken(..) => {}
         }
         let (client, backend) = self.final_steps(end);
         Outcome {
@@ -323,7 +331,13 @@ impl<'a> Relay<'a> {
                 self.next_check = after(now, interval);
             }
         }
-        self.watch_silence(now).map(RelayEnd::Terminated)
+        let over = ready!(self.watch_silence(now));
+        Poll::Ready(match self.broken {
+            Some((side, cause)) if over == CloseReason::HalfCloseTimeout => {
+                RelayEnd::GivenUp(side, cause)
+            }
+            _ => RelayEnd::Terminated(over),
+        })
     }
 
     pub fn client(&self) -> &'a Stream {
@@ -343,11 +357,28 @@ impl<'a> Relay<'a> {
             let broken_before = self.broken;
             self.advance_up(now, moved);
             self.advance_down(now, moved);
+            self.note_unread_failures();
             // What a side sent before it broke is still to be read, and no event may report it
             // again.
             if self.broken == broken_before {
                 break;
             }
+        }
+    }
+
+    /// A connection that has failed while what it carried waits for the other side: no read shows
+    /// that before the other side takes bytes again. It gets none from now on, and the session has
+    /// no longer than one with one side finished.
+    fn note_unread_failures(&mut self) {
+        let (source, side) = match (self.up.leaves_unread(), self.down.leaves_unread()) {
+            (true, _) if self.client.has_failed() => (self.client, Side::Client),
+            (_, true) if self.backend().has_failed() => (self.backend(), Side::Backend),
+            _ => return,
+        };
+        if self.broken.is_none() {
+            let error = source.take_error();
+            let cause = error.map_or(BreakCause::Reset, |error| BreakCause::of(&error));
+            self.broken_at(side, cause);
         }
     }
 

@@ -294,6 +294,34 @@ fn fill(stream: &mut TcpStream) -> usize {
     sent
 }
 
+/// The place at the backend is not kept for what it does not take.
+#[test]
+fn a_side_that_resets_while_the_other_takes_nothing_ends_the_session() {
+    let keys = "half_close_timeout = \"1s\"\nidle_timeout = \"10m\"";
+    for (is_client, reason) in [(true, "client_reset"), (false, "backend_reset")] {
+        let (server, streams) = Server::held();
+        let (tembuku, front) = front_of(server.addr, keys);
+        let client = connect(front).unwrap();
+        let backend = streams.recv_timeout(secs(5)).unwrap();
+        let (mut sender, mut other) = match is_client {
+            true => (client, backend),
+            false => (backend, client),
+        };
+        fill(&mut sender);
+        let began = Instant::now();
+        reset(sender);
+        tembuku.assert_closed_as(reason);
+        let lasted = began.elapsed();
+        assert!(
+            bounded(lasted, millis(900), secs(10)),
+            "{reason}: {lasted:?}"
+        );
+        tembuku.wait_idle();
+        let (got, end) = read_all(&mut other);
+        assert_eq!(end, End::Reset, "{reason}: after {} bytes", got.len());
+    }
+}
+
 #[test]
 fn a_stalled_reader_holds_the_sender_back() {
     const SESSIONS: usize = 16;

@@ -112,7 +112,7 @@ pub enum BreakCause {
 }
 
 impl BreakCause {
-    fn of(error: &io::Error) -> Self {
+    pub(super) fn of(error: &io::Error) -> Self {
         match reason::ErrorCause::of(error).word {
             // The kernel keeps what a router reported of an established connection, and returns it
             // when time has run out.
@@ -222,10 +222,16 @@ impl Direction {
         Poll::Pending
     }
 
+    /// Whether it reads nothing for the time being, so that no read shows how its source has ended.
+    pub(super) fn leaves_unread(&self) -> bool {
+        self.is_blocked && !self.finished
+    }
+
     fn leave_unread(&mut self, source: &Stream) {
-        if std::mem::replace(&mut self.is_blocked, true) {
+        match std::mem::replace(&mut self.is_blocked, true) {
+            false => source.watch_end(),
             // Polled in vain, probably because of what has arrived meanwhile.
-            source.suspend_read_interest();
+            true => source.suspend_read_interest(),
         }
     }
 

@@ -66,7 +66,7 @@ impl Relay<'_> {
             (RelayEnd::Complete, true, true) | (RelayEnd::Complete, false, false) => (Close, Close),
             (RelayEnd::Broken(Side::Client, _), ..) => (Close, ResetAfterDelivery),
             (RelayEnd::Broken(Side::Backend, _), ..) => (ResetAfterDelivery, Close),
-            (RelayEnd::Terminated(_), ..) => (Close, Close),
+            (RelayEnd::Terminated(_) | RelayEnd::GivenUp(..), ..) => (Close, Close),
         }
     }
 

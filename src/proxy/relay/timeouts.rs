@@ -44,8 +44,10 @@ impl Relay<'_> {
     fn silence_limit(&self) -> Option<SilenceLimit> {
         let half_closed = self.up.finished || self.down.finished;
         // While bytes wait for a side, the session is not silent. But a peer that takes nothing
-        // is, for `idle_timeout`.
+        // is, for `idle_timeout`, and if the other side is broken, for the time of a half-closed
+        // session.
         let pending_at = self.delivery.as_ref().and_then(|d| d.pending_at);
+        let pending_at = pending_at.filter(|_| self.broken.is_none());
         let last_activity = self.counters.session.active_millis();
         let silent_since = pending_at.map_or(last_activity, |at| at.max(last_activity));
         let is_stopping = half_closed && self.counters.session.is_stopping();
@@ -72,9 +74,13 @@ impl Relay<'_> {
             let check = self.check_delivery(over.map(|over| over.limit), now);
             silence = self.silence_limit();
             // A peer that acknowledges bytes now and then is not idle.
-            let is_delivering = check.stalled_since.is_some_and(|since| {
-                (self.plan.idle_timeout).is_some_and(|limit| now < since + limit)
-            });
+            let patience = match self.broken {
+                Some(_) => self.plan.half_close_timeout,
+                None => self.plan.idle_timeout,
+            };
+            let is_delivering = check
+                .stalled_since
+                .is_some_and(|since| patience.is_some_and(|limit| now < since + limit));
             if let Some(limit) = silence
                 && now_millis >= limit.deadline
                 && !is_delivering

@@ -139,6 +139,23 @@ impl Socket {
         })
     }
 
+    /// The kernel reports at least how the peer ends.
+    pub(super) fn watch_end(&self) {
+        with_core(|core| {
+            if let Some(source) = core.sources.borrow_mut().get_mut(self.number as usize)
+                && source.interest.is_none()
+            {
+                source.task = core.current.get();
+                let interest = Interest {
+                    read: false,
+                    write: false,
+                };
+                // Where it cannot be, the next read or write shows it.
+                let _ = self.set_interest(core, source, interest);
+            }
+        });
+    }
+
     /// Until the next wait to read, what arrives after something unread wakes no task.
     pub(super) fn suspend_read_interest(&self) {
         with_core(|core| {

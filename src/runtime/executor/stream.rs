@@ -212,9 +212,24 @@ impl Stream {
         self.socket.get(|source| source.end == PeerEnd::Ended)
     }
 
+    /// Whether the connection is known to have failed: nothing that is written arrives any more.
+    pub fn has_failed(&self) -> bool {
+        self.socket.get(|source| source.end == PeerEnd::Failed)
+    }
+
+    /// Why. A read finds a clean end afterwards.
+    pub fn take_error(&self) -> Option<io::Error> {
+        SockRef::from(&self.socket).take_error().ok().flatten()
+    }
+
     /// Whether there was TCP urgent data, before which a read ends, whatever comes after.
     pub fn is_at_urgent_mark(&self) -> bool {
         self.socket.get(|source| source.at_urgent_mark)
+    }
+
+    /// For a reader that waits for another socket: it learns at least of the end of this one.
+    pub fn watch_end(&self) {
+        self.socket.watch_end();
     }
 
     /// For a reader that waits for another socket: until its next wait to read, what arrives after
