@@ -30,4 +30,4 @@ pub use crate::admin::format::{
 pub use http::{AdminListener, serve};
 pub use render::Renderer;
 pub use scrape::scrape;
-pub use socket::listen;
+pub use socket::{check as check_socket, listen};

@@ -27,6 +27,7 @@ mod weight;
 
 use crate::{
     config::{self, Flags, text::shorten::shorten},
+    control::upgrade::FILE_ONLY,
     plan::Plan,
     upstream::pool::AdminState,
 };
@@ -66,7 +67,8 @@ enum Command {
     Demo,
     /// Serve, by a configuration file or by the flags alone
     Run(Run),
-    /// Validate a configuration: every problem at once, with its place
+    /// Validate a configuration: every problem at once, with its place; and what would keep a start
+    /// from opening its files here
     Check {
         #[command(flatten)]
         file: ConfigFile,
@@ -77,6 +79,10 @@ enum Command {
         /// answers; exit code 1 if one does not answer as it has to
         #[arg(long, conflicts_with = "dump")]
         probe: bool,
+        /// Look at the file alone: not whether the folders, rights and users that it needs are
+        /// there on this machine
+        #[arg(long, conflicts_with = "probe", env = FILE_ONLY, hide_env = true)]
+        file_only: bool,
     },
     /// Which backend a client would get, and why: by the configuration alone, no network is touched
     Explain(explain::Explain),
@@ -183,7 +189,12 @@ pub fn main() -> ExitCode {
         Command::Check {
             file, probe: true, ..
         } => check::probe(&file.config),
-        Command::Check { file, dump, .. } => check::run(&file.config, dump),
+        Command::Check {
+            file, dump: true, ..
+        } => check::dump(&file.config),
+        Command::Check {
+            file, file_only, ..
+        } => check::run(&file.config, file_only),
         Command::Explain(args) => explain::run(&args),
         Command::Discover(args) => discover::run(&args),
         Command::Import(args) => import::run(&args),

@@ -24,6 +24,7 @@ mod resolve;
 mod rights;
 mod service_manager;
 mod session_exchange;
+mod start_check;
 mod start_error;
 mod supervise;
 mod watch;
@@ -38,6 +39,7 @@ pub use service_manager::ServiceManager;
 pub use session_exchange::{
     Carriers, HandedPlaces, OtherProcess, SessionReceiver, SessionSender, SessionsReport,
 };
+pub use start_check::{find_obstacles, may_bind};
 pub use start_error::{StartError, StartErrors};
 pub use watch::reload_on_change;
 

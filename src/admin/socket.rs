@@ -1,8 +1,8 @@
 //! The admin socket. Every client that can connect may change everything, so only its owner can.
 
 use crate::{
-    runtime::net::{FileRights, SocketFile, listen_unix},
-    sys::{blocking, files},
+    runtime::net::{FileRights, SocketFile, check_listen_unix, listen_unix},
+    sys::{blocking, files, limits},
 };
 use rustix::fs::Mode;
 use std::{
@@ -24,6 +24,7 @@ impl std::error::Error for SocketError {}
 
 impl fmt::Display for SocketError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shortage = limits::describe_shortage(&self.error);
         let hint = match self.error.kind() {
             io::ErrorKind::AddrInUse => "; another process is listening there",
             io::ErrorKind::NotFound => {
@@ -33,11 +34,23 @@ impl fmt::Display for SocketError {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
                 "; its folder must be writable for the user that runs tembuku"
             }
-            _ => "",
+            _ => &shortage,
         };
         let Self { path, error } = self;
         write!(f, "cannot listen on {}: {error}{hint}", path.display())
     }
+}
+
+/// Whether [`listen`] could make the file, and its folder. Nothing is made.
+pub fn check(path: &Path) -> Result<(), SocketError> {
+    let checked = match files::missing_folder_of(path) {
+        Some(folder) => files::check_create(folder),
+        None => check_listen_unix(path),
+    };
+    checked.map_err(|error| SocketError {
+        path: path.to_owned(),
+        error,
+    })
 }
 
 /// The file must be kept for as long as the socket is served.

@@ -8,7 +8,7 @@ use crate::{
     },
     plan,
     runtime::net::{SocketFile, has_interface},
-    sys::blocking,
+    sys::{blocking, limits},
 };
 use socket2::{Domain, SockRef, Socket, Type};
 use std::{
@@ -139,9 +139,10 @@ impl AdminSockets {
             _ => Err(error),
         });
         bound.map_err(|error| {
+            let shortage = limits::describe_shortage(&error);
             let hint = match error.kind() {
                 io::ErrorKind::AddrInUse => "; another process or a listener has it",
-                _ => "",
+                _ => &shortage,
             };
             format!("cannot listen on {listen}: {error}{hint}")
         })

@@ -5,67 +5,112 @@ use super::{
     table::{Row, table},
 };
 use crate::{
+    admin::check_socket,
     cli::response::clean,
     config,
-    control::{ProbeOutcome, ProbedBackend, probe_once},
-    plan::{Addr, Listener, Plan},
+    control::{
+        ProbeOutcome, ProbedBackend, StartError, StartErrors, find_obstacles, may_bind, probe_once,
+    },
+    plan::{Addr, Listener, Plan, counted},
     sys,
 };
 use std::{collections::BTreeSet, net::IpAddr, path::Path, process::ExitCode};
 
-/// The dump or a summary goes to stdout, problems go to stderr.
-pub(super) fn run(path: &Path, dump: bool) -> ExitCode {
-    match config::load(path) {
-        Ok(plan) if dump => code(print(&config::dump(&plan))),
-        Ok(plan) => {
+/// Marks backends that do not answer as they have to.
+const FAILED: &str = "FAIL";
+
+/// The effective configuration goes to standard output.
+pub(super) fn dump(path: &Path) -> ExitCode {
+    let dumped = load(path).and_then(|plan| print(&config::dump(&plan)));
+    code(dumped)
+}
+
+/// A summary goes to standard output, problems go to standard error.
+pub(super) fn run(path: &Path, file_only: bool) -> ExitCode {
+    let checked = load(path).and_then(|plan| {
+        if !file_only {
             for listener in &plan.listeners {
                 complain(&foreign_addresses(listener, is_local));
             }
-            let summary = summary(&plan);
-            code(print(&format!("{}: ok: {summary}\n", path.display())))
+            check_machine(&plan)?;
         }
-        Err(problems) => {
-            complain(&problems.to_string());
-            ExitCode::FAILURE
+        let summary = summary(&plan);
+        print(&format!("{}: ok: {summary}\n", path.display()))
+    });
+    code(checked)
+}
+
+fn load(path: &Path) -> Result<Plan, String> {
+    config::load(path).map_err(|problems| problems.to_string())
+}
+
+/// Whether a start by this user would find what it needs on this machine. The error is what would
+/// keep it from starting.
+fn check_machine(plan: &Plan) -> Result<(), String> {
+    let mut found = wait_for(find_obstacles(plan))?;
+    if let Some(admin) = &plan.admin {
+        let checked = admin.socket.as_deref().map_or(Ok(()), check_socket);
+        if let Err(error) = checked {
+            found.errors.push(StartError::Admin(error.to_string()));
+        }
+        if let Some(listen) = admin.listen.filter(|listen| !may_bind(*listen)) {
+            let why = format!(
+                "cannot listen on {listen}: permission denied; ports below 1024 need \
+                 CAP_NET_BIND_SERVICE"
+            );
+            found.warnings.push(StartError::Admin(why));
         }
     }
+    let warnings = found.warnings.iter().map(|w| format!("warning: {w}\n"));
+    complain(&warnings.collect::<String>());
+    if found.errors.is_empty() {
+        return Ok(());
+    }
+    let errors = StartErrors(found.errors).to_string();
+    Err(errors
+        + "  hint: `tembuku run` would not start here as this user; check as the user that runs \
+           it, or with --file-only on another machine\n")
+}
+
+fn wait_for<T>(future: impl Future<Output = T>) -> Result<T, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| format!("error: cannot start: {e}\n"))?;
+    let result = runtime.block_on(future);
+    // Look-ups that hang are not waited for.
+    runtime.shutdown_background();
+    Ok(result)
 }
 
 /// Checks every backend once. What they answer goes to standard output.
 pub(super) fn probe(path: &Path) -> ExitCode {
-    let plan = match config::load(path) {
+    let plan = match load(path) {
         Ok(plan) => plan,
-        Err(problems) => {
-            complain(&problems.to_string());
-            return ExitCode::FAILURE;
-        }
+        Err(why) => return code(Err(why)),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let probed = match runtime {
-        Ok(runtime) => {
-            let probed = runtime.block_on(probe_once(&plan));
-            // Look-ups that hang are not waited for.
-            runtime.shutdown_background();
-            probed.map_err(|errors| errors.to_string())
-        }
-        Err(e) => Err(format!("error: cannot start: {e}\n")),
-    };
-    let probed = match probed {
-        Ok(probed) => probed,
+    let is_ready = match check_machine(&plan) {
+        Ok(()) => true,
         Err(why) => {
             complain(&why);
-            return ExitCode::FAILURE;
+            false
         }
+    };
+    let probed = wait_for(probe_once(&plan));
+    let probed = match probed.and_then(|probed| probed.map_err(|errors| errors.to_string())) {
+        Ok(probed) => probed,
+        // It has been named above.
+        Err(_) if !is_ready => return ExitCode::FAILURE,
+        Err(why) => return code(Err(why)),
     };
     let failed = probed.iter().filter(|one| one.outcome.is_failure()).count();
     let written = print(&probed_table(&probed));
     match (written, failed) {
-        (Ok(()), 0) => ExitCode::SUCCESS,
+        (Ok(()), 0) if is_ready => ExitCode::SUCCESS,
+        (Ok(()), 0) => ExitCode::FAILURE,
         (Ok(()), failed) => {
-            let count = probed.len();
-            let mut text = format!("{failed} of {count} backends do not answer as they have to\n");
+            let backends = counted(probed.len() as u64, "backend");
+            let mut text = format!("{failed} of {backends} failed\n");
             if probed.iter().any(|one| one.outcome.may_pass()) {
                 text += "  hint: a server that loads its data, and a replica that has not finished \
                          its first synchronisation, answer as they have to after that: try again\n";
@@ -78,8 +123,9 @@ pub(super) fn probe(path: &Path) -> ExitCode {
 }
 
 fn probed_table(probed: &[ProbedBackend]) -> String {
+    // The first column shows where to look.
     let mut rows = vec![Row::of(
-        ["backend", "result", "role"],
+        ["check", "backend", "result", "role"],
         ["time"],
         ["transcript"],
     )];
@@ -91,12 +137,26 @@ fn probed_table(probed: &[ProbedBackend]) -> String {
             Some(_) | None => name,
         };
         let dash = || "-".to_owned();
+        let not_asked = |why: &str| {
+            let mark = if one.outcome.is_failure() {
+                FAILED
+            } else {
+                "-"
+            };
+            Row::of([mark, &name, "-", "-"], ["-"], [why])
+        };
         match &one.outcome {
             ProbeOutcome::Checked(report) => {
                 let role = report.finding.role.map(|role| role.word().to_owned());
                 let millis = report.took.as_secs_f64() * 1e3;
+                let mark = if one.outcome.is_failure() {
+                    FAILED
+                } else {
+                    "ok"
+                };
                 Row::of(
                     [
+                        mark.to_owned(),
                         name,
                         report.result.word().to_owned(),
                         role.unwrap_or_else(dash),
@@ -105,16 +165,12 @@ fn probed_table(probed: &[ProbedBackend]) -> String {
                     [clean(&report.transcript)],
                 )
             }
-            ProbeOutcome::Disabled => not_asked(name, "set to down in the configuration"),
-            ProbeOutcome::NotResolved => not_asked(name, "its name does not resolve"),
-            ProbeOutcome::NoCheck => not_asked(name, "it is for datagrams, and has no check"),
+            ProbeOutcome::Disabled => not_asked("set to down in the configuration"),
+            ProbeOutcome::NotResolved => not_asked("its name does not resolve"),
+            ProbeOutcome::NoCheck => not_asked("UDP without a check: nothing was sent to it"),
         }
     }));
     table(&rows)
-}
-
-fn not_asked(name: String, why: &str) -> Row {
-    Row::of([name, "-".to_owned(), "-".to_owned()], ["-"], [why])
 }
 
 /// Where the kernel gives no answer, there is nothing to warn of.

@@ -8,7 +8,7 @@ use crate::{
         udp::{Port, PortUsers},
     },
     runtime::net::{FileRights, SocketFile, listen_unix, set_options},
-    sys::{blocking, datagram, handshakes},
+    sys::{blocking, datagram, handshakes, limits},
 };
 use socket2::{Domain, Protocol, Type};
 use std::{
@@ -61,6 +61,14 @@ pub enum BindError {
     Address {
         listener: String,
         addr: Addr,
+        source: io::Error,
+    },
+    /// The process, or the machine, may not open that many files. `needed`: sockets that the
+    /// listeners of the plan need in all.
+    Descriptors {
+        listener: String,
+        addr: Addr,
+        needed: usize,
         source: io::Error,
     },
     /// It did not end in time. `addrs`: of the unix sockets, each with its listener.
@@ -131,6 +139,12 @@ fn bind_requests(
     bound.unused = inherited.unused();
     bound.left = inherited.left();
     bound.closed = inherited.into_closed();
+    // Each address has a socket for each worker.
+    let needed = requests.len() * workers;
+    let errors: Vec<BindError> = errors
+        .into_iter()
+        .map(|error| error.with_need(needed))
+        .collect();
     match errors.is_empty() {
         true => Ok(bound),
         false => Err(errors),
@@ -172,6 +186,24 @@ impl BindRequest {
     }
 }
 
+impl BindError {
+    fn with_need(self, needed: usize) -> Self {
+        match self {
+            Self::Address {
+                listener,
+                addr,
+                source,
+            } if !limits::describe_shortage(&source).is_empty() => Self::Descriptors {
+                listener,
+                addr,
+                needed,
+                source,
+            },
+            Self::Address { .. } | Self::Descriptors { .. } | Self::Unfinished { .. } => self,
+        }
+    }
+}
+
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (listener, addr, source) = match self {
@@ -180,6 +212,19 @@ impl fmt::Display for BindError {
                 addr,
                 source,
             } => (listener, addr, source),
+            Self::Descriptors {
+                listener,
+                addr,
+                needed,
+                source,
+            } => {
+                let way_out = limits::describe_shortage(source);
+                return write!(
+                    f,
+                    "listener {listener}: cannot listen on {addr}: {source}; the listeners need \
+                     {needed} sockets, one for each address and worker{way_out}"
+                );
+            }
             Self::Unfinished { addrs, source } => {
                 write!(f, "cannot listen: {source}")?;
                 let mut addrs = addrs.iter();
@@ -207,7 +252,9 @@ impl fmt::Display for BindError {
 impl std::error::Error for BindError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Address { source, .. } | Self::Unfinished { source, .. } => Some(source),
+            Self::Address { source, .. }
+            | Self::Descriptors { source, .. }
+            | Self::Unfinished { source, .. } => Some(source),
         }
     }
 }

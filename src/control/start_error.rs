@@ -2,7 +2,7 @@
 
 use crate::{
     config::text::shorten::shorten, control::bind::BindError, control::rights::NameError,
-    plan::Addr, probe::CredentialsError, sys::datagram::MissingCall,
+    plan::Addr, probe::CredentialsError, sys::datagram::MissingCall, sys::limits,
 };
 use std::{error::Error, fmt, io, path::PathBuf};
 
@@ -127,9 +127,9 @@ impl fmt::Display for StartError {
                 match path {
                     Some(path) => write!(
                         f,
-                        "cannot open the access log {}: {source}; its folder must be there and \
-                         writable for the user that runs tembuku",
-                        path.display()
+                        "cannot open the access log {}: {source}{}",
+                        path.display(),
+                        file_hint(source)
                     ),
                     None => write!(f, "cannot write the access log: {source}"),
                 }
@@ -138,8 +138,8 @@ impl fmt::Display for StartError {
                 let path = path.display();
                 write!(
                     f,
-                    "`ready_file` in [process]: cannot write {path}: {source}; its folder must be \
-                     there and writable for the user that runs tembuku"
+                    "`ready_file` in [process]: cannot write {path}: {source}{}",
+                    file_hint(source)
                 )
             }
             Self::Credentials { upstream, source } => {
@@ -180,6 +180,14 @@ impl fmt::Display for StartError {
             Self::Admin(why) => write!(f, "admin: {why}"),
             Self::Thread(source) => write!(f, "cannot start a worker thread: {source}"),
         }
+    }
+}
+
+/// What a file that is to be written needs.
+fn file_hint(error: &io::Error) -> String {
+    match limits::describe_shortage(error) {
+        shortage if !shortage.is_empty() => shortage,
+        _ => "; its folder must be there and writable for the user that runs tembuku".to_owned(),
     }
 }
 

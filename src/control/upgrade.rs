@@ -16,6 +16,7 @@ mod session_transfer;
 mod sums;
 pub mod take_over;
 
+pub use binary::FILE_ONLY;
 pub use error::UpgradeError;
 pub use previous::PreviousProcess;
 

@@ -38,7 +38,7 @@ pub(super) async fn ask(
     CheckReport {
         result: answer.result,
         finding: answer.finding,
-        transcript: answer.transcript,
+        transcript: format!("{}: {}", settings.shown, answer.transcript),
         took: began.elapsed(),
     }
 }

@@ -17,6 +17,8 @@ pub(super) struct DnsCheck {
     /// Name, type and class.
     question: Vec<u8>,
     accepted: Vec<Rcode>,
+    /// The question as it is shown.
+    pub(super) shown: String,
 }
 
 impl DnsCheck {
@@ -33,6 +35,7 @@ impl DnsCheck {
         Self {
             question,
             accepted: accepted.to_vec(),
+            shown: format!("asked {name} {}", kind.word()),
         }
     }
 

@@ -4,7 +4,7 @@ mod open;
 mod socket_file;
 
 pub use open::{connect_datagrams, open, refuse_self_connection, retry_while_queue_is_full};
-pub use socket_file::{FileRights, SocketFile, listen_unix};
+pub use socket_file::{FileRights, SocketFile, check_listen_unix, listen_unix};
 
 pub use crate::runtime::executor::Stream;
 

@@ -3,7 +3,7 @@
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::{FileType, Mode, OFlags},
+    fs::{Access, AtFlags, CWD, FileType, Mode, OFlags},
     io::Errno,
 };
 use std::{
@@ -53,13 +53,18 @@ fn wait_readable(file: &File, limit: Duration) -> io::Result<()> {
 /// Makes the folder of a file, below one that is there. Where that is not possible the error is that
 /// of the file.
 pub fn make_folder_of(path: &Path) {
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    if let Some(folder) = folder.filter(|folder| !folder.exists()) {
+    if let Some(folder) = missing_folder_of(path) {
         let mode = Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH;
         let _ = rustix::fs::mkdir(folder, mode);
     }
+}
+
+/// What [`make_folder_of`] would make.
+pub fn missing_folder_of(path: &Path) -> Option<&Path> {
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    folder.filter(|folder| !folder.exists())
 }
 
 /// Opens for appending, and creates what is not there. Writes do not block: see [`wait_writable`].
@@ -95,7 +100,42 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     replaced.inspect_err(|_| drop(fs::remove_file(&new)))
 }
 
-fn is_fifo(path: &Path) -> bool {
+/// Whether [`append`] could open the file once its folder is made; nothing is opened or made.
+pub fn check_append(path: &Path) -> io::Result<()> {
+    match fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => Err(Errno::ISDIR.into()),
+        Ok(_) => may(path, Access::WRITE_OK),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            check_create(missing_folder_of(path).unwrap_or(path))
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// The same of [`replace`].
+pub fn check_replace(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => Err(Errno::ISDIR.into()),
+        _ => check_create(path),
+    }
+}
+
+/// Whether a file or a folder could be made at this path.
+pub fn check_create(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|parent| *parent != Path::new(""));
+    let folder = folder.unwrap_or(Path::new("."));
+    match fs::metadata(folder)?.is_dir() {
+        true => may(folder, Access::WRITE_OK | Access::EXEC_OK),
+        false => Err(Errno::NOTDIR.into()),
+    }
+}
+
+fn may(path: &Path, access: Access) -> io::Result<()> {
+    rustix::fs::accessat(CWD, path, access, AtFlags::EACCESS)?;
+    Ok(())
+}
+
+pub fn is_fifo(path: &Path) -> bool {
     rustix::fs::stat(path).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_fifo())
 }
 
@@ -166,6 +206,30 @@ mod tests {
         assert!(read(Path::new("/"), 5).is_err());
         let missing = read(Path::new("/no/such/file"), 5).expect_err("missing");
         assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_found_without_writing() {
+        let folder = folder("checked");
+        let log = folder.join("log");
+        assert!(check_append(&log).is_ok() && check_replace(&log).is_ok());
+        assert!(!log.exists());
+        let kind = |checked: io::Result<()>| checked.expect_err("not writable").kind();
+        let missing = folder.join("missing").join("log");
+        // Its folder would be made, and no other one.
+        assert!(check_append(&missing).is_ok());
+        let deeper = missing.join("log");
+        assert_eq!(kind(check_append(&deeper)), io::ErrorKind::NotFound);
+        assert_eq!(kind(check_replace(&missing)), io::ErrorKind::NotFound);
+        assert_eq!(kind(check_append(&folder)), io::ErrorKind::IsADirectory);
+        assert_eq!(kind(check_replace(&folder)), io::ErrorKind::IsADirectory);
+        fs::write(&log, "").expect("written");
+        assert!(check_append(&log).is_ok());
+        assert_eq!(
+            kind(check_append(&log.join("log"))),
+            io::ErrorKind::NotADirectory
+        );
+        fs::remove_dir_all(folder).expect("removed");
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! What the operating system allows this process.
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::{
+    io::Errno,
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+};
 use std::{ops::RangeInclusive, sync::OnceLock};
 
 /// Raises the soft limit of descriptors to the hard one, and returns what is allowed now.
@@ -23,6 +26,32 @@ pub fn raise_descriptors() -> u64 {
 /// descriptors.
 pub fn can_open() -> bool {
     std::fs::File::open("/dev/null").is_ok()
+}
+
+/// What an operator can do about an error that comes from the limits of open files; empty for other
+/// errors.
+pub fn describe_shortage(error: &std::io::Error) -> String {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::MFILE) => {
+            let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+            format!(
+                "; this process may have {limit} files and sockets open: raise LimitNOFILE= of its \
+                 systemd unit, or `ulimit -n` before the start"
+            )
+        }
+        Some(Errno::NFILE) => {
+            "; the machine has no place for another open file: raise the sysctl fs.file-max"
+                .to_owned()
+        }
+        _ => String::new(),
+    }
+}
+
+/// The first port that every process may listen on.
+pub fn first_unprivileged_port() -> u16 {
+    let first = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
+    let first = first.ok().and_then(|text| text.trim().parse().ok());
+    first.unwrap_or(1024)
 }
 
 /// CPUs that this process may use; affinity and cgroup quotas are respected.

@@ -6,8 +6,8 @@ use rustix::{
     io::Errno,
     param::{clock_ticks_per_second, page_size},
     process::{
-        Pid, PidfdFlags, Resource, Signal, WaitId, WaitIdOptions, getrlimit, kill_process,
-        pidfd_open, waitid,
+        Pid, PidfdFlags, Resource, Signal, WaitId, WaitIdOptions, getegid, geteuid, getgroups,
+        getrlimit, kill_process, pidfd_open, waitid,
     },
 };
 use std::{fs, os::fd::OwnedFd};
@@ -48,6 +48,24 @@ pub fn usage() -> Usage {
         most_virtual_bytes: Some(getrlimit(Resource::As).current.unwrap_or(u64::MAX)),
         ..read(&stat, &booted, clock_ticks_per_second(), page_size() as u64)
     }
+}
+
+/// Whether the process has the capability of this number, as in capability(7). Where the system does
+/// not say, it is taken to have it.
+pub fn has_capability(number: u32) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+    effective.is_none_or(|set| set >> number & 1 == 1)
+}
+
+/// The user, and the groups that a file can be given to without a privilege.
+pub fn identity() -> (u32, Vec<u32>) {
+    let groups = getgroups().unwrap_or_default().into_iter();
+    let groups = groups.chain([getegid()]).map(|group| group.as_raw());
+    (geteuid().as_raw(), groups.collect())
 }
 
 /// Sends HUP to another process.

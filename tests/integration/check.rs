@@ -6,10 +6,14 @@ use crate::harness::{
     proc::text,
     programs::Redis,
     server::{Server, list, named},
-    tembuku::{Tembuku, cli},
+    tembuku::{Tembuku, binary, cli},
     temp::TempDir,
 };
-use std::{ffi::OsStr, os::unix::ffi::OsStrExt, process::Output};
+use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    process::{Command, Output},
+};
 
 const VALID: &str = r#"
 [process]
@@ -56,6 +60,98 @@ fn stdout(output: &Output) -> String {
 fn a_valid_configuration() {
     let output = check(VALID, &[]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+}
+
+/// Whatever a start would be refused for because of files is found before, and nothing is made.
+#[test]
+fn files_that_a_start_could_not_open_are_found() {
+    let dir = TempDir::new();
+    dir.write("plain", "");
+    dir.write("other", "");
+    let [plain, other, missing] = ["plain", "other", "missing"].map(|name| dir.file(name));
+    let (plain, other, missing) = (plain.display(), other.display(), missing.display());
+    let config = format!(
+        "[process]\nready_file = \"{missing}/ready\"\n[log]\naccess = \"{missing}/deep/access.log\"\n\
+         [admin]\nsocket = \"{other}\"\n\
+         [listeners.a]\nbind = \"unix:{plain}\"\nupstream = \"u\"\n\
+         access_log = \"{plain}/own.log\"\n\
+         [listeners.b]\nbind = \"unix:{missing}/b.sock\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [\"127.0.0.1:1\"]\n\
+         [upstreams.u.check]\nkind = \"redis\"\npassword_file = \"{missing}/password\"\n"
+    );
+    let output = check(&config, &[]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    let found = stderr(&output);
+    let expected = [
+        format!("`ready_file` in [process]: cannot write {missing}/ready: No such file"),
+        format!(
+            "`access` in [log]: cannot open the access log {missing}/deep/access.log: No such file"
+        ),
+        format!("listener a: `access_log`: cannot open the access log {plain}/own.log: Not a dir"),
+        format!("listener a: cannot listen on unix:{plain}: the path exists and is not a socket"),
+        format!("listener b: cannot listen on unix:{missing}/b.sock: No such file"),
+        format!("{missing}/password"),
+        format!("admin: cannot listen on {other}: the path exists and is not a socket"),
+    ];
+    for line in &expected {
+        assert!(found.contains(line), "no {line} in\n{found}");
+    }
+    assert_eq!(found.matches("error: ").count(), expected.len(), "{found}");
+    assert!(!dir.file("missing").exists());
+    let output = check(&config, &["--file-only"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    // Names of groups are looked up, too.
+    let group = config.replace(
+        "\nbind = \"unix:",
+        "\nunix_group = \"no-such\"\nbind = \"unix:",
+    );
+    let found = stderr(&check(&group, &[]));
+    assert_eq!(
+        found.matches("there is no group \"no-such\"").count(),
+        2,
+        "{found}"
+    );
+    // With folders that are there the same file is good, and nothing is made.
+    std::fs::create_dir(dir.file("missing")).unwrap();
+    dir.write("missing/password", "s3cret");
+    let config = config.replace("/deep/", "/logs/");
+    let config = config.replace(&format!("{plain}/own"), &format!("{missing}/own"));
+    let config = config.replace(&format!("unix:{plain}"), &format!("unix:{missing}/a.sock"));
+    let config = config.replace(&format!("{other}"), &format!("{missing}/admin.sock"));
+    let output = check(&config, &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    let made = std::fs::read_dir(dir.file("missing")).unwrap().count();
+    assert_eq!(made, 1, "the password alone");
+}
+
+/// Each address has a socket for each worker, and each socket takes a descriptor.
+#[test]
+fn a_shortage_of_descriptors_names_the_limit_and_the_way_out() {
+    let dir = TempDir::new();
+    let addresses: Vec<String> = (1..=100).map(|n| format!("\"127.0.98.{n}:19\"")).collect();
+    let config = format!(
+        "[process]\nworkers = 4\n[listeners.l]\nbind = [{}]\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [\"127.0.0.1:1\"]\n",
+        addresses.join(", ")
+    );
+    let file = dir.write("tembuku.toml", &config);
+    let script = format!(
+        "ulimit -n 100 && exec {} run -c {}",
+        binary().display(),
+        file.display()
+    );
+    let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    let shown = stderr(&output);
+    for part in [
+        "Too many open files",
+        "the listeners need 400 sockets, one for each address and worker",
+        "may have 100 files and sockets open",
+        "LimitNOFILE=",
+        "ulimit -n",
+    ] {
+        assert!(shown.contains(part), "no {part} in\n{shown}");
+    }
 }
 
 /// Line by line, so that the positions in the messages are easy to count.
@@ -375,6 +471,11 @@ fn a_replica_that_has_not_synchronised_yet_is_worth_another_try() {
         let output = check(&config(role), &["--probe"]);
         assert_eq!(output.status.code(), Some(1), "{}", text(&output));
         assert!(stdout(&output).contains(result), "{}", text(&output));
+        assert!(
+            stdout(&output).contains("\nFAIL   redis/"),
+            "{}",
+            text(&output)
+        );
         let hint = "its first synchronisation, answer as they have to after that: try again";
         assert!(stderr(&output).contains(hint), "{}", text(&output));
     }
@@ -436,7 +537,7 @@ fn every_backend_is_asked_once() {
     let rows = fields(&output);
     assert_eq!(rows.len(), expected.len(), "{}", text(&output));
     for (row, (name, result, role)) in rows.iter().zip(&expected) {
-        assert_eq!(row[..3], [name, *result, *role], "{}", text(&output));
+        assert_eq!(row[1..4], [name, *result, *role], "{}", text(&output));
     }
     assert!(
         stdout(&output).contains("PING: PONG, ROLE: master"),
@@ -450,13 +551,15 @@ fn every_backend_is_asked_once() {
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     let rows = fields(&output);
     assert_eq!(
-        (&*rows[2][1], &*rows[3][1]),
+        (&*rows[2][2], &*rows[3][2]),
         ("auth", "refused"),
         "{}",
         text(&output)
     );
+    let marks: Vec<&str> = rows.iter().map(|row| &*row[0]).collect();
+    assert_eq!(marks, ["ok", "ok", "FAIL", "FAIL", "ok", "-", "-"]);
     assert!(
-        stderr(&output).contains("2 of 7 backends") && !stderr(&output).contains("hint"),
+        stderr(&output).contains("2 of 7 backends failed\n") && !stderr(&output).contains("hint"),
         "{}",
         text(&output)
     );

@@ -26,24 +26,32 @@ fn a_name_server_is_asked() {
     let mut server = dnsmasq();
     let backend = server.addr.to_string();
     for (check, result, expected) in [
-        ("query = \"db.example\"", "ok", "NOERROR, answers: 1"),
+        (
+            "query = \"db.example\"",
+            "ok",
+            "asked db.example A: NOERROR, answers: 1",
+        ),
         (
             "query = \"DB.Example.\"\nquery_type = \"AAAA\"",
             "ok",
-            "NOERROR, answers: 0",
+            "asked DB.Example. AAAA: NOERROR, answers: 0",
         ),
         (
             "query = \"other.example\"",
             "unexpected",
-            "NXDOMAIN, answers: 0",
+            "asked other.example A: NXDOMAIN, answers: 0",
         ),
         (
             "query = \"other.example\"\nrcode = [\"NOERROR\", \"NXDOMAIN\"]",
             "ok",
-            "NXDOMAIN, answers: 0",
+            "asked other.example A: NXDOMAIN, answers: 0",
         ),
-        ("", "unexpected", "REFUSED, answers: 0"),
-        ("rcode = \"REFUSED\"", "ok", "REFUSED, answers: 0"),
+        ("", "unexpected", "asked . NS: REFUSED, answers: 0"),
+        (
+            "rcode = \"REFUSED\"",
+            "ok",
+            "asked . NS: REFUSED, answers: 0",
+        ),
     ] {
         let setup = setup(
             &[&backend],
@@ -63,13 +71,16 @@ fn a_name_server_is_asked() {
     setup.wait_state(&backend, "down");
     assert_eq!(
         setup.wait_result(&backend, "timeout"),
-        "no answer within 400ms"
+        "asked db.example A: no answer within 400ms"
     );
     server.proc.signal(Signal::CONT);
     setup.wait_state(&backend, "up");
     server.proc.kill();
     setup.wait_state(&backend, "down");
-    assert_eq!(setup.wait_result(&backend, "refused"), "Connection refused");
+    assert_eq!(
+        setup.wait_result(&backend, "refused"),
+        "asked db.example A: Connection refused"
+    );
 }
 
 /// Answers each question in this way, until it is dropped.
@@ -153,7 +164,8 @@ fn what_is_no_reply_is_not_taken_for_one() {
         setup.wait_state(&backend, "down");
         let transcript = setup.wait_result(&backend, "timeout");
         assert!(
-            transcript.starts_with("no answer within 400ms; ") && transcript.contains(part),
+            transcript.starts_with("asked db.example A: no answer within 400ms; ")
+                && transcript.contains(part),
             "{transcript}"
         );
     }
@@ -165,7 +177,10 @@ fn what_is_no_reply_is_not_taken_for_one() {
         "",
         &format!("kind = \"dns\"\n{QUICK}\nquery = \"db.example\""),
     );
-    assert_eq!(setup.wait_result(&backend, "ok"), "NOERROR, answers: 0");
+    assert_eq!(
+        setup.wait_result(&backend, "ok"),
+        "asked db.example A: NOERROR, answers: 0"
+    );
 }
 
 /// A number that is the same twice in a row, or that counts, could be guessed.

@@ -88,6 +88,9 @@ impl Answer {
     }
 }
 
+/// Makes `check` look at the file alone.
+pub const FILE_ONLY: &str = "TEMBUKU_FILE_ONLY";
+
 /// By the name that this process was started with: at that path there may be another binary now.
 fn own_path() -> PathBuf {
     env::args_os().next().unwrap_or_default().into()
@@ -149,6 +152,8 @@ fn run(binary: &Path, arguments: &[OsString]) -> io::Result<Answer> {
     let mut child = command
         .args(arguments)
         .env_remove(upgrade_channel::VARIABLE)
+        // What it cannot open or bind is handed over, or found when it starts.
+        .env(FILE_ONLY, "true")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

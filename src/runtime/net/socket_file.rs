@@ -1,6 +1,7 @@
 //! A unix socket to listen on, and its file.
 
 use super::open::connect_unix;
+use crate::sys::files;
 use rustix::{
     fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid},
     io::Errno,
@@ -79,7 +80,34 @@ pub fn listen_unix(
     Ok((UnixListener::from(OwnedFd::from(socket)), file))
 }
 
+/// Whether [`listen_unix`] could make the file. What listens there now may have ended by then.
+pub fn check_listen_unix(path: &Path) -> io::Result<()> {
+    SockAddr::unix(path)?;
+    if let Ok(meta) = fs::symlink_metadata(path) {
+        require_socket(&meta)?;
+    }
+    files::check_create(path)
+}
+
+fn require_socket(meta: &fs::Metadata) -> io::Result<()> {
+    match meta.file_type().is_socket() {
+        true => Ok(()),
+        false => Err(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "the path exists and is not a socket",
+        )),
+    }
+}
+
 impl FileRights {
+    /// Why a file stays with its owner.
+    pub fn refused() -> io::Error {
+        io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "the file cannot be given to that owner or group without CAP_CHOWN",
+        )
+    }
+
     /// Sets the rights of a file by a descriptor, and never through a link: in a folder that others
     /// may write to, the path may have been replaced.
     pub fn apply(&self, path: &Path) -> io::Result<()> {
@@ -101,10 +129,7 @@ impl FileRights {
         let group = self.group.map(Gid::from_raw);
         let changed = rustix::fs::chownat(&file, "", owner, group, AtFlags::EMPTY_PATH);
         changed.map_err(|error| match error {
-            Errno::PERM => io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                "the file cannot be given to that owner or group without CAP_CHOWN",
-            ),
+            Errno::PERM => Self::refused(),
             error => error.into(),
         })
     }
@@ -120,12 +145,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     let Ok(meta) = fs::symlink_metadata(path) else {
         return Ok(());
     };
-    if !meta.file_type().is_socket() {
-        return Err(io::Error::new(
-            io::ErrorKind::AlreadyExists,
-            "the path exists and is not a socket",
-        ));
-    }
+    require_socket(&meta)?;
     // Not blocking: a process that does not accept would be waited for without end.
     match connect_unix(path) {
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
