@@ -153,18 +153,24 @@ impl Event {
             "state" => String::new(),
             kind => clean(kind) + " ",
         };
-        // It may concern the upstream as a whole.
-        let place = match backend.is_empty() && address.is_empty() {
-            true => upstream,
-            false => format!("{upstream}/{backend}{address}"),
+        // It may concern the upstream as a whole, or the process.
+        let place = match (
+            upstream.is_empty(),
+            backend.is_empty() && address.is_empty(),
+        ) {
+            (true, _) => String::new(),
+            (false, true) => upstream + " ",
+            (false, false) => format!("{upstream}/{backend}{address} "),
         };
-        format!("{place} {kind}{from} -> {to}")
+        format!("{place}{kind}{from} -> {to}")
     }
 
     /// The fields that an event has from its beginning.
     pub(super) fn parts(&self) -> Vec<String> {
         let reason = clean(&self.reason);
         let reason = match &self.transcript {
+            // The state says the same.
+            Some(saw) if self.reason == self.to => clean(saw),
             Some(saw) => format!("{reason}, {}", clean(saw)),
             None => reason,
         };
@@ -191,7 +197,13 @@ impl Event {
         let closed = closed.map(|s| format!("last session ended after {s} s"));
         let next = self.next_session_seconds.map(|s| {
             let on = clean(self.next_session_on.as_deref().unwrap_or("-"));
-            format!("next session after {s} s on {on}")
+            // Clients come when they come: only a wait is time that one of them has lost.
+            let waited = match self.next_session_waited_seconds {
+                None => String::new(),
+                Some(0.0) => ", which had not waited".to_owned(),
+                Some(waited) => format!(", which had waited for {waited} s"),
+            };
+            format!("next session after {s} s on {on}{waited}")
         });
         [closed, next]
     }
@@ -201,6 +213,32 @@ impl Event {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    /// A change of the process as a whole.
+    fn of_reload(event: &Value) -> Value {
+        let mut reload = event.clone();
+        for (field, value) in [
+            ("kind", "reload"),
+            ("upstream", ""),
+            ("backend", ""),
+            ("address", ""),
+            ("from", "1a"),
+            ("to", "2b"),
+            ("reason", "reloaded"),
+            ("transcript", "no changes"),
+        ] {
+            reload[field] = json!(value);
+        }
+        for (field, value) in [
+            ("number", json!(5)),
+            ("sessions", json!(0)),
+            ("doubt_seconds", json!(0.0)),
+        ] {
+            reload[field] = value;
+        }
+        reload["next_session_seconds"] = Value::Null;
+        reload
+    }
 
     #[test]
     fn what_is_added_later_is_a_line_of_its_own() {
@@ -231,6 +269,20 @@ mod tests {
         }
         let many = Event::read(&many).expect("every field").change();
         assert_eq!(many, "u backends up -> down");
+        let mut reload = of_reload(&event);
+        assert_eq!(show(&reload), "T reload 1a -> 2b: reloaded, no changes\n");
+        reload["number"] = json!(6);
+        reload["reason"] = json!("2b");
+        assert_eq!(show(&reload), "T reload 1a -> 2b: no changes\n");
+        for (waited, text) in [
+            (0.0, "on c:1, which had not waited\n"),
+            (0.25, "on c:1, which had waited for 0.25 s\n"),
+        ] {
+            event["number"] = json!(event["number"].as_u64().unwrap_or_default() + 10);
+            event["next_session_waited_seconds"] = json!(waited);
+            let line = show(&event);
+            assert!(line.ends_with(text), "{line}");
+        }
         event["number"] = json!(4);
         assert!(show(&event).contains("2 sessions; last session ended after 1.5 s; next"));
     }

@@ -376,6 +376,8 @@ pub(super) struct Event {
     pub(super) next_session_seconds: Option<f64>,
     #[serde(deserialize_with = "present")]
     pub(super) next_session_on: Option<String>,
+    #[serde(default)]
+    pub(super) next_session_waited_seconds: Option<f64>,
 }
 
 impl Event {

@@ -262,14 +262,14 @@ impl MainLoop<'_> {
         let copies = match self.admin_sockets.copies() {
             Ok(copies) => copies,
             Err(error) => {
-                request.fail(&UpgradeError::Copies(error));
+                request.fail(&UpgradeError::Copies(error), &state);
                 return Upgraded::No;
             }
         };
         let prepared = tokio::select! {
             prepared = hand_over::prepare(self.server, request, self.file, copies) => prepared,
             () = self.signals.stop() => {
-                request.fail(&UpgradeError::Stopping);
+                request.fail(&UpgradeError::Stopping, &state);
                 return Upgraded::Stop;
             }
         };
@@ -286,7 +286,7 @@ impl MainLoop<'_> {
             },
             Err(error) => error,
         };
-        request.fail(&error);
+        request.fail(&error, &state);
         Upgraded::No
     }
 

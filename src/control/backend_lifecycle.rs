@@ -8,7 +8,7 @@ use crate::{
     control::{
         draining::Draining,
         journal::{BackendCount, Journal, JournalEntry, Number},
-        outage::OutageTracker,
+        outage::{NextSession, OutageTracker},
     },
     plan::{Upstream, reason::BackendState},
     upstream::pool::{AdminStateSet, Cause, Event, Pool, Transition, WeightSet},
@@ -128,8 +128,14 @@ impl Lifecycle {
                 let together = together.filter(|_| is_move && is_of_plan(&transition.cause));
                 self.handle_transition(&transition, together, outages);
             }
-            Event::FailedOver { backend, to, at } => {
-                outages.report_failover(pool, journal, &backend, &to, at);
+            Event::FailedOver {
+                backend,
+                to,
+                waited,
+                at,
+            } => {
+                let next = NextSession { to, waited, at };
+                outages.report_failover(pool, journal, &backend, &next);
             }
             Event::AdminStateSet(set) => self.handle_admin_state(&set),
             Event::WeightSet(set) => self.handle_weight(&set),
@@ -238,18 +244,19 @@ impl Lifecycle {
         if transition.ends_outage() || transition.is_outage() {
             outages.end(backend);
         }
-        let number = match together {
+        let (number, sessions) = match together {
             // One without sessions concerns no client.
             Some(_) if backend.is_empty() => return,
-            Some(number) => number,
+            Some(number) => (number, 1),
             None => {
                 let entry = JournalEntry::new(&pool.name, transition);
                 transition_log::log(&entry, transition);
-                self.journal.record(entry)
+                let sessions = entry.sessions;
+                (self.journal.record(entry), sessions)
             }
         };
         if transition.is_outage() {
-            outages.start(backend, &self.journal, number, transition.at);
+            outages.start(backend, sessions, &self.journal, number, transition.at);
         }
     }
 

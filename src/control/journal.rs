@@ -29,7 +29,8 @@ pub struct JournalEntry {
     /// Counts what is written to the journal; of the last that concerns this event.
     pub revision: u64,
     /// What has changed: "state", "weight", "role_fallback", whether primaries are used because no
-    /// replica is up, "backends", how many there are, or "source", whether it answers.
+    /// replica is up, "backends", how many there are, "source", whether it answers, "reload", the
+    /// configuration, or "upgrade", which process serves. The last two have no upstream.
     pub kind: Cow<'static, str>,
     pub time: String,
     pub upstream: String,
@@ -51,6 +52,8 @@ pub struct JournalEntry {
     /// not happened.
     pub next_session_seconds: Option<f64>,
     pub next_session_on: Option<String>,
+    /// How long that session had waited for a backend; 0: it came when there was one.
+    pub next_session_waited_seconds: Option<f64>,
 }
 
 #[derive(Debug)]
@@ -84,6 +87,46 @@ pub(super) struct BackendCount {
     pub(super) reason: &'static str,
 }
 
+/// What has become of a reload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ReloadResult {
+    Reloaded,
+    Failed,
+}
+
+impl ReloadResult {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Reloaded => "reloaded",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// How far an upgrade is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum UpgradeStage {
+    /// `successor` is to serve.
+    Started {
+        successor: u32,
+    },
+    /// This process serves, instead of `predecessor`.
+    Done {
+        predecessor: u32,
+    },
+    Failed,
+}
+
+impl UpgradeStage {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Started { .. } => "started",
+            Self::Done { .. } => "done",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// What a reader has seen of a journal, as text for the next request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cursor {
@@ -110,12 +153,12 @@ pub(super) struct Number(u64);
 
 impl JournalEntry {
     pub(super) fn new(upstream: &str, transition: &Transition) -> Self {
-        let state = |state: Option<BackendState>| state.map_or("removed", BackendState::word);
+        let state = |state: Option<BackendState>, none| state.map_or(none, BackendState::word);
         let backend = &transition.backend;
         Self {
             address: backend.addr.to_string(),
-            from: state(transition.from).to_owned(),
-            to: state(transition.to).to_owned(),
+            from: state(transition.from, "added").to_owned(),
+            to: state(transition.to, "removed").to_owned(),
             transcript: transition.cause.transcript().map(str::to_owned),
             doubt_seconds: seconds(transition.doubted_for),
             sessions: backend.active(),
@@ -188,6 +231,35 @@ impl JournalEntry {
         }
     }
 
+    /// A configuration was put into effect, or refused: then `to` is the one before.
+    pub(super) fn of_reload(from: &str, to: &str, result: ReloadResult, what: String) -> Self {
+        Self {
+            kind: "reload".into(),
+            from: from.to_owned(),
+            to: to.to_owned(),
+            transcript: Some(what),
+            ..Self::of("", "", result.word(), Instant::now())
+        }
+    }
+
+    /// The process that serves becomes another one, or is to.
+    pub(super) fn of_upgrade(stage: UpgradeStage, what: String) -> Self {
+        let process = |pid: u32| format!("process {pid}");
+        let own = std::process::id();
+        let (from, to) = match stage {
+            UpgradeStage::Started { successor } => (process(own), process(successor)),
+            UpgradeStage::Done { predecessor } => (process(predecessor), process(own)),
+            UpgradeStage::Failed => (process(own), process(own)),
+        };
+        Self {
+            kind: "upgrade".into(),
+            from,
+            to,
+            transcript: Some(what),
+            ..Self::of("", "", stage.word(), Instant::now())
+        }
+    }
+
     /// Of all addresses of a backend.
     fn of(upstream: &str, backend: &str, reason: &'static str, at: Instant) -> Self {
         let time = SystemTime::now() - at.elapsed();
@@ -208,6 +280,7 @@ impl JournalEntry {
             last_session_closed_seconds: None,
             next_session_seconds: None,
             next_session_on: None,
+            next_session_waited_seconds: None,
         }
     }
 }

@@ -5,7 +5,10 @@ use crate::{
     control::journal::{Journal, Number, seconds},
     upstream::{backend::Backend, pool::Pool},
 };
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// The outages of an upstream that have not been reported completely.
 #[derive(Debug, Default)]
@@ -21,10 +24,20 @@ struct Outage {
     has_failed_over: bool,
 }
 
+/// The first session that another backend has taken since.
+pub(super) struct NextSession {
+    pub(super) to: Arc<str>,
+    /// Sessions are served in the order in which they came: no later one had waited for longer.
+    pub(super) waited: Duration,
+    pub(super) at: Instant,
+}
+
 impl OutageTracker {
+    /// `sessions`: that were on it.
     pub(super) fn start(
         &mut self,
         backend: &Arc<Backend>,
+        sessions: u64,
         journal: &Journal,
         number: Number,
         began: Instant,
@@ -34,7 +47,8 @@ impl OutageTracker {
             backend: Arc::clone(backend),
             number,
             began,
-            has_emptied: false,
+            // Where none was on it, none has to end.
+            has_emptied: sessions == 0,
             has_failed_over: false,
         });
     }
@@ -68,22 +82,22 @@ impl OutageTracker {
         pool: &Pool,
         journal: &Journal,
         backend: &Backend,
-        to: &str,
-        at: Instant,
+        next: &NextSession,
     ) {
         let mut open = self.0.iter_mut();
         let Some(outage) = open.find(|o| o.backend.id == backend.id && !o.has_failed_over) else {
             return;
         };
         outage.has_failed_over = true;
-        let took = at.saturating_duration_since(outage.began);
+        let took = next.at.saturating_duration_since(outage.began);
         pool.metrics.resume_duration.record(took);
         journal.add(outage.number, |event| {
             event.next_session_seconds = Some(seconds(took));
-            event.next_session_on = Some(to.to_owned());
+            event.next_session_on = Some(next.to.to_string());
+            event.next_session_waited_seconds = Some(seconds(next.waited));
         });
         tracing::info!(upstream = %pool.name, backend = %backend.text(), address = %backend.addr,
-            next = to, seconds = seconds(took), "first session on another backend");
+            next = %next.to, seconds = seconds(took), waited_seconds = seconds(next.waited), "first session on another backend");
         self.remove_reported();
     }
 
@@ -119,7 +133,7 @@ mod tests {
                 if let crate::upstream::pool::Event::Transition(transition) = event {
                     let number = journal.record(JournalEntry::new("u", &transition));
                     outages.end(&transition.backend);
-                    outages.start(&transition.backend, &journal, number, now);
+                    outages.start(&transition.backend, 1, &journal, number, now);
                     numbers.push(number);
                 }
             }

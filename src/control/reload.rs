@@ -6,7 +6,10 @@ mod report;
 
 pub use report::ReloadReport;
 
-use super::{Prepared, Server, StartErrors, State};
+use super::{
+    Prepared, Server, StartErrors, State, View,
+    journal::{JournalEntry, ReloadResult},
+};
 use crate::{
     config::{self, Problems},
     plan,
@@ -169,6 +172,7 @@ impl Server {
                 self.state
                     .reloads
                     .set_last(result.is_ok(), SystemTime::now());
+                self.record_reload(&result);
                 match &result {
                     Ok(report) => report.log(),
                     Err(error) => log_error(error),
@@ -176,6 +180,25 @@ impl Server {
                 result
             }
         }
+    }
+
+    fn record_reload(&self, result: &Result<ReloadReport, ReloadError>) {
+        let event = match result {
+            Ok(report) => {
+                let hash = &report.hash;
+                let what = report.summarize();
+                JournalEntry::of_reload(&hash.before, &hash.after, ReloadResult::Reloaded, what)
+            }
+            Err(error) => {
+                let hash = self.state.view().hash.clone();
+                let text = error.to_string();
+                // The others are in the log.
+                let first = text.lines().next().unwrap_or_default();
+                let what = format!("nothing was changed: {first}");
+                JournalEntry::of_reload(&hash, &hash, ReloadResult::Failed, what)
+            }
+        };
+        self.state.journal.record(event);
     }
 
     async fn apply_candidate(

@@ -21,6 +21,10 @@ pub use error::UpgradeError;
 pub use previous::PreviousProcess;
 
 use crate::{
+    control::{
+        State,
+        journal::{JournalEntry, UpgradeStage},
+    },
     handover::hello::{Formats, Hello},
     sys::{limits, process},
 };
@@ -179,9 +183,13 @@ impl UpgradeRequest {
     }
 
     /// Says, and logs, that this process serves as before.
-    pub fn fail(&self, error: &UpgradeError) {
+    pub fn fail(&self, error: &UpgradeError, state: &State) {
         let (text, hint) = (error.to_string(), error.hint());
         tracing::error!(error = text, hint, "upgrade failed, this process goes on");
+        let what = text.clone();
+        state
+            .journal
+            .record(JournalEntry::of_upgrade(UpgradeStage::Failed, what));
         self.send_step(Step::failed(error));
     }
 

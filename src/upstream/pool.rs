@@ -76,7 +76,7 @@ use std::{
         Arc, Mutex, Weak,
         atomic::{AtomicBool, AtomicU64},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// The settings of a plan, and what the pools of one upstream share over all plans.
@@ -218,6 +218,8 @@ pub struct Search {
     may_move: bool,
     /// The full backend of its key, which it waits for.
     own: Option<u64>,
+    /// When it began to wait; `None`: it has not waited.
+    waits_since: Option<Instant>,
 }
 
 /// An address as the checker and the termination of sessions see it.
@@ -619,7 +621,10 @@ impl Inner {
     /// A session is on this backend, which `search` picked last. Whether it may stay there.
     fn may_stay(&mut self, search: &Search, backend: &Backend, now: Instant) -> bool {
         if self.events.reports_session(backend) && self.index.endpoint(backend.id).is_some() {
-            self.events.report_session(backend, now);
+            let waited = search.waits_since;
+            let waited =
+                waited.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+            self.events.report_session(backend, waited, now);
         }
         backend.terminations() == search.terminations
     }

@@ -228,5 +228,10 @@ fn a_backend_that_refuses() {
         "{event}"
     );
     assert!(event["next_session_seconds"].as_f64().unwrap() < 5.0);
-    assert!(event["last_session_closed_seconds"].is_number(), "{event}");
+    // It had none whose end could be waited for.
+    assert_eq!(
+        (&event["sessions"], &event["last_session_closed_seconds"]),
+        (&0.into(), &Value::Null)
+    );
+    assert_eq!(event["next_session_waited_seconds"], 0.0, "{event}");
 }

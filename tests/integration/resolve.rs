@@ -185,7 +185,7 @@ fn an_address_that_comes_back_is_known() {
     place.set_hosts("127.0.7.1 backend.test\n127.0.7.2 backend.test");
     wait_until("it is back", secs(10), || has_addresses(2));
     assert_eq!(tembuku.events()[1]["address"], address);
-    assert_eq!(tembuku.events()[1]["from"], "removed");
+    assert_eq!(tembuku.events()[1]["from"], "added");
     assert!(session(front).is_err(), "both are still full");
     drop(held);
     wait_until("both have capacity", secs(10), || {

@@ -397,7 +397,11 @@ fn the_new_process_knows_what_the_old_one_knew() {
         .get(&format!("/api/v1/events?after={at}&wait=0s"))
         .body;
     let page: Value = serde_json::from_str(&page).unwrap();
-    assert_eq!(page["events"].as_array().unwrap().len(), 0, "{page}");
+    let seen = page["events"].as_array().unwrap();
+    assert!(
+        seen.iter().all(|event| event["kind"] == "upgrade"),
+        "{page}"
+    );
     assert_eq!(tembuku.first.events().len(), events.len());
     for name in [
         "listener_connections_total",
@@ -436,6 +440,49 @@ fn a_listener_that_is_not_in_the_file_any_more_serves_connected_clients() {
     net::echo(&mut session, "still served").unwrap();
     drop(session);
     tembuku.wait_alone();
+}
+
+/// What changes the process as a whole is in the journal, whether it succeeds or not.
+#[test]
+fn reloads_and_upgrades_are_events() {
+    let server = Server::named("a");
+    let front = ports::free_addr();
+    let config =
+        listener("l", &front.to_string(), "u") + &upstream("u", &format!("\"{}\"", server.addr));
+    let mut tembuku = Succession::start(&config);
+    let (mut held, _) = net::session(front).unwrap();
+    let socket = tembuku.socket().to_str().unwrap().to_owned();
+    let command = |name: &str| cli(&[name, "--socket", &socket]);
+    tembuku.write("nonsense");
+    assert_eq!(command("reload").status.code(), Some(1));
+    tembuku.write(&(config + "[process]\ndrain_timeout = \"7s\"\n"));
+    assert_eq!(command("reload").status.code(), Some(0));
+    let refused = tembuku.try_upgrade(&["--binary", "/bin/false"]);
+    assert_eq!(refused.status.code(), Some(1));
+    tembuku.upgrade();
+    let mut shown = String::new();
+    wait_until("the new process has all", secs(10), || {
+        shown = text(&command("events"));
+        shown.contains(": done, ")
+    });
+    let mut rest = shown.as_str();
+    for part in [
+        " reload ",
+        ": failed, nothing was changed: error: ",
+        " reload ",
+        ": reloaded, process changed\n",
+        " upgrade process ",
+        ": failed, ",
+        " upgrade process ",
+        ": started, ",
+        " upgrade process ",
+        ": done, 1 session and 0 flows taken over in ",
+    ] {
+        let at = rest.find(part);
+        let at = at.unwrap_or_else(|| panic!("no {part} in\n{rest}of\n{shown}"));
+        rest = &rest[at + part.len()..];
+    }
+    net::echo(&mut held, "still here").unwrap();
 }
 
 #[test]

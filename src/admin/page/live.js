@@ -215,7 +215,8 @@ const item = e => {
   const line = make("div", li);
   const time = make("time", line, "dim", new Date(e.time).toLocaleString());
   time.dateTime = e.time;
-  line.append(` ${e.upstream}/${e.backend}${e.address && e.address !== e.backend ? ` (${e.address})` : ""} `);
+  // A reload or an upgrade concerns the process.
+  line.append(!e.upstream ? " " : ` ${e.upstream}/${e.backend}${e.address && e.address !== e.backend ? ` (${e.address})` : ""} `);
   if (e.kind !== "state") line.append(`${e.kind} `);
   make("span", line, e.from, e.from);
   line.append(" → ");
@@ -226,7 +227,8 @@ const item = e => {
   if (e.doubt_seconds > 0) parts.push(`in doubt for ${e.doubt_seconds} s`);
   if (e.sessions) parts.push(e.sessions === 1 ? "1 session was on it" : `${e.sessions} sessions were on it`);
   if (e.sessions && e.last_session_closed_seconds !== null) parts.push(`the last ended after ${e.last_session_closed_seconds} s`);
-  if (e.next_session_seconds !== null) parts.push(`the next session went to ${e.next_session_on} after ${e.next_session_seconds} s`);
+  if (e.next_session_seconds !== null) parts.push(`the next session went to ${e.next_session_on} after ${e.next_session_seconds} s`
+    + (e.next_session_waited_seconds > 0 ? `, and had waited for ${e.next_session_waited_seconds} s` : ""));
   if (parts.length) make("div", li, "", parts.join("; "));
   const leave = e.sessions ? e.last_session_closed_seconds || 0 : 0, next = e.next_session_seconds || 0;
   const whole = e.doubt_seconds + Math.max(leave, next);

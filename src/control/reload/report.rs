@@ -5,7 +5,7 @@ use crate::{
     config::{self, ChangedKey},
     control::{Prepared, View},
     plan::{
-        Plan,
+        Plan, counted,
         diff::{Change, Edit, diff, reachable},
     },
 };
@@ -49,6 +49,9 @@ pub struct ReportedChange {
     pub moved_share: Option<f64>,
 }
 
+/// So many changes are named in a line.
+const MOST_NAMED: usize = 5;
+
 impl ReloadReport {
     pub(super) fn new(file: &Path, running: &View, prepared: &Prepared) -> Self {
         let (before, wanted) = (&running.plan, &prepared.plan);
@@ -90,6 +93,29 @@ impl ReloadReport {
             longest_pause_seconds: None,
             changes: reported,
             warnings,
+        }
+    }
+
+    /// In one line.
+    pub(super) fn summarize(&self) -> String {
+        let changes = self.changes.iter();
+        let named = changes.take(MOST_NAMED).map(|change| {
+            let ReportedChange {
+                object,
+                name,
+                change,
+                ..
+            } = change;
+            match object == name {
+                true => format!("{object} {change}"),
+                false => format!("{object} {name} {change}"),
+            }
+        });
+        let named: Vec<String> = named.collect();
+        match self.changes.len() - named.len() {
+            0 if named.is_empty() => "no changes".to_owned(),
+            0 => named.join(", "),
+            more => format!("{} and {}", named.join(", "), counted(more, "more change")),
         }
     }
 

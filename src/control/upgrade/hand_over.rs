@@ -5,7 +5,10 @@ use super::{
     session_transfer::SessionTransfer,
 };
 use crate::{
-    control::{HandedPlaces, OtherProcess, Server, State},
+    control::{
+        HandedPlaces, OtherProcess, Server, State,
+        journal::{JournalEntry, UpgradeStage},
+    },
     handover::{
         channel::{Channel, ChannelError},
         counters::{self, Account},
@@ -109,6 +112,12 @@ pub async fn prepare(
     request.send_step(Step::Started { pid: process.pid });
     let binary = checked.binary.display();
     tracing::info!(pid = process.pid, %binary, "upgrade: process started");
+    // The new process goes on with this journal.
+    let stage = UpgradeStage::Started {
+        successor: process.pid,
+    };
+    let what = format!("{binary} {}", checked.program);
+    state.journal.record(JournalEntry::of_upgrade(stage, what));
     let mut link = Link::new(channel);
     link.formats = checked.formats;
     let begun = tokio::time::timeout(START, give(&mut link, state, server, admin));

@@ -3,7 +3,12 @@
 use super::{PreviousProcess, inheritance::Inheritance, link::Link, own_hello};
 use crate::{
     config,
-    control::{Server, SessionReceiver, State, apply::worker_count, inherited::HandedSocket},
+    control::{
+        Server, SessionReceiver, State,
+        apply::worker_count,
+        inherited::HandedSocket,
+        journal::{JournalEntry, UpgradeStage, seconds},
+    },
     handover::{
         channel::{Channel, ChannelError},
         counters, discovery,
@@ -16,7 +21,7 @@ use crate::{
         record::Malformed,
         remainder::Remainder,
     },
-    plan::Plan,
+    plan::{Plan, counted},
     proxy::udp::FlowReceiver,
     sys::{self, upgrade_channel},
 };
@@ -54,8 +59,32 @@ pub struct AdminSocket {
 /// The old process, which accepts no more.
 pub struct Previous {
     link: Link,
-    pid: u32,
     flows: FlowReceiver,
+    upgrade: UpgradeRecord,
+}
+
+/// What the journal says of an upgrade in the end.
+struct UpgradeRecord {
+    /// Of the old process.
+    pid: u32,
+    /// When this process began to accept.
+    began: Instant,
+    is_recorded: bool,
+}
+
+impl UpgradeRecord {
+    fn record(&mut self, sessions: usize, state: &State) {
+        if std::mem::replace(&mut self.is_recorded, true) {
+            return;
+        }
+        let flows = state.process.sessions.flows().count();
+        let (sessions, flows) = (counted(sessions, "session"), counted(flows, "flow"));
+        let took = seconds(self.began.elapsed());
+        let what = format!("{sessions} and {flows} taken over in {took} s");
+        let predecessor = self.pid;
+        let stage = UpgradeStage::Done { predecessor };
+        state.journal.record(JournalEntry::of_upgrade(stage, what));
+    }
 }
 
 /// Why this process does not take over.
@@ -252,8 +281,12 @@ impl Server {
         tracing::info!(pid, "taken over from another process");
         Ok(Previous {
             link,
-            pid,
             flows: self.runtime.flow_taker(),
+            upgrade: UpgradeRecord {
+                pid,
+                began: Instant::now(),
+                is_recorded: false,
+            },
         })
     }
 }
@@ -272,11 +305,20 @@ impl Previous {
             state.take_back_places();
             return Ok(());
         };
-        let process = sys::process::watch(self.pid);
-        let (state, pid, mut flows) = (Arc::clone(state), self.pid, self.flows);
+        let (state, mut upgrade, mut flows) = (Arc::clone(state), self.upgrade, self.flows);
+        let pid = upgrade.pid;
+        let process = sys::process::watch(pid);
         state.set_previous(Some(PreviousProcess::new(pid)));
         let follow = move || {
-            let end = receive_rest(&mut channel, &mut sessions, &mut flows, &state);
+            let end = receive_rest(
+                &mut channel,
+                &mut sessions,
+                &mut flows,
+                &mut upgrade,
+                &state,
+            );
+            // Where it has died before it had handed over all.
+            upgrade.record(sessions.taken(), &state);
             // Whatever has become of the old process, this one serves.
             state.is_main.cancel();
             // Otherwise the old process goes on with what this one has not taken.
@@ -322,6 +364,7 @@ fn receive_rest(
     channel: &mut Channel,
     sessions: &mut SessionReceiver,
     flows: &mut FlowReceiver,
+    upgrade: &mut UpgradeRecord,
     state: &State,
 ) -> ChannelError {
     let mut has_all = false;
@@ -371,6 +414,7 @@ fn receive_rest(
             Kind::End => {
                 flows.begin_rest();
                 sessions.log_taken();
+                upgrade.record(sessions.taken(), state);
                 has_all = true;
             }
             kind => tracing::warn!(%kind, "the old process has sent something unexpected"),

@@ -26,6 +26,8 @@ pub enum Event {
     FailedOver {
         backend: Arc<Backend>,
         to: Arc<str>,
+        /// For how long that session had waited.
+        waited: Duration,
         at: Instant,
     },
     /// An operator has set the admin state of a configured backend. If it is another one than
@@ -142,6 +144,7 @@ enum Queued {
     Session {
         taker: u64,
         text: Arc<str>,
+        waited: Duration,
         at: Instant,
     },
 }
@@ -264,7 +267,7 @@ impl Events {
     }
 
     /// A session has been taken by this backend, and is an event.
-    pub(super) fn report_session(&mut self, taker: &Backend, at: Instant) {
+    pub(super) fn report_session(&mut self, taker: &Backend, waited: Duration, at: Instant) {
         self.reported = match self.reported {
             // It can be out of service itself, until another one takes a session.
             Reported::All => Reported::NotOn(taker.id),
@@ -273,6 +276,7 @@ impl Events {
         self.enqueue(Queued::Session {
             taker: taker.id,
             text: Arc::clone(taker.text()),
+            waited,
             at,
         });
     }
@@ -301,8 +305,13 @@ impl Outages {
                         events.push(Event::Transition(transition));
                     }
                 }
-                Queued::Session { taker, text, at } => {
-                    events.extend(self.end_by_session(taker, &text, at));
+                Queued::Session {
+                    taker,
+                    text,
+                    waited,
+                    at,
+                } => {
+                    events.extend(self.end_by_session(taker, &text, waited, at));
                 }
             }
         }
@@ -332,6 +341,7 @@ impl Outages {
         &mut self,
         taker: u64,
         text: &Arc<str>,
+        waited: Duration,
         at: Instant,
     ) -> impl Iterator<Item = Event> {
         let is_taker = |b: &Weak<Backend>| b.upgrade().is_some_and(|b| b.id == taker);
@@ -344,6 +354,7 @@ impl Outages {
         backends.map(move |backend| Event::FailedOver {
             backend,
             to: Arc::clone(&text),
+            waited,
             at,
         })
     }

@@ -95,7 +95,7 @@ impl Pool {
     /// wait.
     pub fn enter_line(
         self: &Arc<Self>,
-        search: Search,
+        mut search: Search,
         lacks: Shortage,
         again: Option<Position>,
         has_failed: bool,
@@ -110,6 +110,7 @@ impl Pool {
         if waits.limit(lacks).is_zero() || is_full {
             return None;
         }
+        search.waits_since.get_or_insert(now);
         let own = search.own.map(|backend| (backend, now + waits.queue_stick));
         let position = again.unwrap_or_else(|| {
             let limits = [Shortage::Full, Shortage::NoneFit].map(|lacks| waits.limit(lacks));

@@ -246,6 +246,14 @@ impl Tembuku {
     /// The events of /api/v1/events, the newest last.
     #[track_caller]
     pub(crate) fn events(&self) -> Vec<Value> {
+        let mut events = self.all_events();
+        events.retain(|event| event["upstream"] != "");
+        events
+    }
+
+    /// Also those of the process, such as a reload.
+    #[track_caller]
+    fn all_events(&self) -> Vec<Value> {
         let body = self.get("/api/v1/events").body;
         let mut answer: Value = serde_json::from_str(&body).unwrap();
         match answer["events"].take() {
