@@ -25,7 +25,7 @@ mod upgrade;
 
 pub use crate::admin::format::{
     OperatorSettings, SourceFigures, availability, explain, is_good, is_well, listener_name, load,
-    reasons, sessions, size, source_text, state_rank,
+    reasons, sessions, size, source_text, span, state_rank,
 };
 pub use http::{AdminListener, serve};
 pub use render::Renderer;

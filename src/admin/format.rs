@@ -4,6 +4,7 @@ use crate::plan::{
     counted,
     reason::{BackendState, Condition},
 };
+use std::time::Duration;
 
 /// How much of what there may be is there: of connections, of flows, or of both, by what is
 /// listened for.
@@ -168,6 +169,19 @@ pub fn is_well(state: &str, is_full: bool, is_set_by_operator: bool) -> bool {
     is_good(state) && !is_full && !is_set_by_operator
 }
 
+/// A span of time, as precise as is of use.
+pub fn span(seconds: f64) -> String {
+    match seconds {
+        s if s < 10.0 => format!("{s:.1}s"),
+        s => {
+            let whole = Duration::try_from_secs_f64(s.trunc()).unwrap_or(Duration::MAX);
+            let text = humantime::format_duration(whole).to_string();
+            // Two units: "3days 4h", "5m 2s".
+            text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+        }
+    }
+}
+
 /// What an operator has set for a backend, as it is shown beside its state.
 pub struct OperatorSettings<'a> {
     pub admin_state_since: Option<&'a str>,
@@ -224,6 +238,19 @@ mod tests {
         let counts = [("late", 1), ("truncated", 0), ("no_backend", 7)];
         assert_eq!(reasons(counts.into_iter()), "no_backend 7, late 1");
         assert_eq!(reasons([("late", 0)].into_iter()), "");
+    }
+
+    #[test]
+    fn times_are_short() {
+        for (seconds, text) in [
+            (0.04, "0.0s"),
+            (9.94, "9.9s"),
+            (10.9, "10s"),
+            (3_725.0, "1h 2m"),
+            (1e6, "11days 13h"),
+        ] {
+            assert_eq!(span(seconds), text);
+        }
     }
 
     #[test]

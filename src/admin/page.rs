@@ -4,7 +4,7 @@
 use super::status;
 use crate::{
     admin::format::{
-        OperatorSettings, availability, explain, listener_name, load, reasons, sessions, size,
+        OperatorSettings, availability, explain, listener_name, load, reasons, sessions, size, span,
     },
     control::State,
 };
@@ -115,7 +115,7 @@ pub(super) fn render(state: &State) -> String {
             };
             let _ = write!(
                 out,
-                "<tr><td>{}{}<td class={state}>{state}<td>{}<td>{}<td>{}\
+                "<tr><td>{}{}<td class={state}>{state}{since}<td>{}<td>{}<td>{}\
                  <td class=n>{}<td class=n>{}<td class=n>{}\
                  <td class=n>{}<td class=n>{}<td class=n>{}</tr>",
                 escape(&b.address),
@@ -130,6 +130,9 @@ pub(super) fn render(state: &State) -> String {
                 size(b.received_bytes),
                 size(b.sent_bytes),
                 state = b.state,
+                since = b
+                    .state_seconds
+                    .map_or_else(String::new, |s| format!(" for {}", span(s))),
             );
         }
         out.push_str("</table>");

@@ -132,9 +132,11 @@ pub(super) struct Backend {
     pub(super) last_failure: Option<String>,
     /// Until when no session tries it after failed connects; null unless it is "failed".
     pub(super) failed_until: Option<String>,
-    /// Since when the admin state, or else the verdict of the checks, is what it is; null before
-    /// the first change.
+    /// Since when the admin state, the failure of its connects, or else the verdict of the checks,
+    /// is what it is; null before the first change.
     pub(super) since: Option<String>,
+    /// How long ago that was.
+    pub(super) state_seconds: Option<f64>,
     /// The roles of its addresses, "primary" or "replica"; empty where no check asks for them or no
     /// answer gives them.
     pub(super) role: Vec<&'static str>,
@@ -339,6 +341,9 @@ fn upstream(pool: &Pool, discovery: Option<&control::Discovery>) -> Option<Upstr
                     last_failure: b.last_failure.map(|at| time(wall(at, now))),
                     failed_until: b.failed_until.map(|at| time(wall_ahead(at, now))),
                     since: b.since.map(|at| time(wall(at, now))),
+                    state_seconds: b
+                        .since
+                        .map(|at| control::journal::seconds(now.saturating_duration_since(at))),
                     role: b.roles.iter().flatten().map(|role| role.word()).collect(),
                     last_check: b.checked.map(|c| LastCheck {
                         time: time(wall(c.at, now)),

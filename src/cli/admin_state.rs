@@ -6,6 +6,7 @@ use super::{
     sessions::{self, Summary},
 };
 use crate::{
+    admin::span,
     cli::response::{AdminChange, AdminChanges, Backend, NodeChange, Status, clean},
     config::parse_duration,
     plan::counted,
@@ -380,7 +381,7 @@ impl Pending {
                 "{} ({}; the oldest for {})",
                 self.what,
                 listeners.join(", "),
-                sessions::time(oldest)
+                span(oldest)
             ),
         }
     }

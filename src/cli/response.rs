@@ -224,6 +224,9 @@ pub(super) struct Backend {
     pub(super) weight_in_file: u64,
     pub(super) weight_since: Option<String>,
     pub(super) admin_state_since: Option<String>,
+    /// For how long it has been in its state.
+    #[serde(default)]
+    pub(super) state_seconds: Option<f64>,
     #[serde(default)]
     pub(super) backup: bool,
     pub(super) connections: u64,

@@ -6,13 +6,13 @@ use super::{
     table::{Row, Widths},
 };
 use crate::{
-    admin::size,
+    admin::{size, span},
     cli::response::{self, Session, SessionsEnd, clean},
     config::{Fault, parse_duration, parse_peers},
     plan::counted,
 };
 use clap::Args;
-use std::{collections::BTreeMap, process::ExitCode, time::Duration};
+use std::{collections::BTreeMap, process::ExitCode};
 
 const PATH: &str = "/api/v1/sessions";
 /// How many rows are laid out together.
@@ -235,42 +235,11 @@ fn row(session: &Session) -> Row {
             session
                 .backend_port
                 .map_or_else(dash, |port| port.to_string()),
-            time(session.age_seconds),
-            time(session.idle_seconds),
+            span(session.age_seconds),
+            span(session.idle_seconds),
             size(session.received_bytes),
             size(session.sent_bytes),
         ],
         [clean(&session.state)],
     )
-}
-
-/// As precise as is of use.
-pub(super) fn time(seconds: f64) -> String {
-    match seconds {
-        s if s < 10.0 => format!("{s:.1}s"),
-        s => {
-            let whole = Duration::try_from_secs_f64(s.trunc()).unwrap_or(Duration::MAX);
-            let text = humantime::format_duration(whole).to_string();
-            // Two units: "3days 4h", "5m 2s".
-            text.split(' ').take(2).collect::<Vec<_>>().join(" ")
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_short() {
-        for (seconds, text) in [
-            (0.04, "0.0s"),
-            (9.94, "9.9s"),
-            (10.9, "10s"),
-            (3_725.0, "1h 2m"),
-            (1e6, "11days 13h"),
-        ] {
-            assert_eq!(time(seconds), text);
-        }
-    }
 }

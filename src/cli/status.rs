@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     admin::{
-        OperatorSettings, availability, explain, listener_name, load, reasons, sessions, size,
+        OperatorSettings, availability, explain, listener_name, load, reasons, sessions, size, span,
     },
     cli::response::{self, Backend, Listener, clean, clean_lines},
     plan::counted,
@@ -116,7 +116,7 @@ fn text(status: &response::Status) -> String {
             out += &format!("{}\n", discovery.text());
         }
         let mut rows = vec![Row::of(
-            ["backend", "state"],
+            ["backend", "state", "for"],
             ["sessions", "weight"],
             ["role", "check", "why"],
         )];
@@ -159,7 +159,11 @@ fn backend(b: &Backend) -> Row {
     };
     let check = b.last_check.as_ref().map(|check| clean(&check.result));
     Row::of(
-        [clean(&b.address) + backup, clean(&b.state)],
+        [
+            clean(&b.address) + backup,
+            clean(&b.state),
+            b.state_seconds.map_or_else(|| "-".to_owned(), span),
+        ],
         [b.connections.to_string(), b.weight.to_string()],
         [
             dashed(clean(&b.role.join(", "))),
@@ -211,6 +215,7 @@ mod tests {
                 { "address": "10.0.0.1:6379", "state": "drained", "why": "set by the operator",
                   "awaits_check": false, "available": true, "role": ["primary"],
                   "admin_state": "drain", "last_check": { "result": "ok", "transcript": "" },
+                  "state_seconds": 125.4,
                   "weight": 5, "weight_in_file": 1,
                   "weight_since": "T2", "admin_state_since": "T1", "backup": false,
                   "connections": 1_000,
@@ -240,10 +245,10 @@ dns            1000   980       20  no_backend 19, late 1
 log               0     0        0  -
 
 upstream redis: round_robin, 2 of 2 available, 1 full, 3 queued
-backend                   state    sessions  weight  role     check  why
-10.0.0.1:6379             drained      1000       5  primary  ok     set by the operator; \
+backend                   state    for    sessions  weight  role     check  why
+10.0.0.1:6379             drained  2m 5s      1000       5  primary  ok     set by the operator; \
 since T1; weight 5 by operator, 1 in the file, since T2
-unix:/run/\u{fffd}[31m (backup)  up              0   65535  -        -
+unix:/run/\u{fffd}[31m (backup)  up       -             0   65535  -        -
 ";
         let status = response::read(&status.to_string()).expect("every field");
         assert_eq!(text(&status), expected);

@@ -7,11 +7,12 @@ use super::{
     screen::{Style, short},
 };
 use crate::{
-    admin::{OperatorSettings, explain, is_good, is_well, listener_name, sessions, state_rank},
+    admin::{
+        OperatorSettings, explain, is_good, is_well, listener_name, sessions, span, state_rank,
+    },
     cli::{
         admin_state::Name,
         response::{Backend, Discovery, Event, Listener, Session, Upstream},
-        sessions::time,
     },
     plan::reason::BackendState,
 };
@@ -204,10 +205,20 @@ fn backend(upstream: &str, b: &Backend, data: &Data) -> Entry {
         weight_in_file: b.weight_in_file,
         weight_since: b.weight_since.as_deref(),
     };
-    let mut detail = vec![shown(&explain(&b.why, &settings))];
+    let since = b
+        .state_seconds
+        .map(|s| format!("{} for {}", shown(&b.state), span(s)));
+    let mut detail = vec![
+        since.unwrap_or_default(),
+        shown(&explain(&b.why, &settings)),
+    ];
     if let Some(check) = &b.last_check {
         let (result, transcript) = (shown(&check.result), shown(&check.transcript));
-        detail.push(format!("check: {result}, {transcript}"));
+        // Where it is why the backend is out, it is there already.
+        let is_said = !transcript.is_empty() && b.why.contains(&*check.transcript);
+        if !is_said {
+            detail.push(format!("check: {result}, {transcript}"));
+        }
     }
     detail.retain(|part| !part.is_empty());
     let is_set = b.admin_state_since.is_some() || b.weight_since.is_some();
@@ -282,8 +293,8 @@ fn session(s: &Session, rate: f64) -> Entry {
         cells: vec![
             shown(&s.client),
             backend.clone(),
-            time(s.age_seconds),
-            time(s.idle_seconds),
+            span(s.age_seconds),
+            span(s.idle_seconds),
             short(rate),
             short(s.received_bytes as f64),
             short(s.sent_bytes as f64),

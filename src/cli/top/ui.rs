@@ -9,7 +9,8 @@ use super::{
     terminal::Size,
 };
 use crate::{
-    cli::{admin_state::Name, sessions::time},
+    admin::span,
+    cli::admin_state::Name,
     plan::{MOST_WEIGHT, counted},
     upstream::pool::AdminState,
 };
@@ -328,7 +329,7 @@ impl Ui {
         };
         let p = &data.status.process;
         #[expect(clippy::cast_precision_loss, reason = "days of seconds")]
-        let up = time(p.uptime_seconds as f64);
+        let up = span(p.uptime_seconds as f64);
         let mut text = format!("tembuku {} {}, up {up}", shown(&p.version), shown(&p.state));
         text += &format!(", {}/{} connections", p.connections, p.max_connections);
         if p.max_flows > 0 {

@@ -50,7 +50,8 @@ pub struct EndpointSnapshot {
     pub average_time: Option<f64>,
     /// When an operator took it out; `None` while it is ready.
     pub admin_since: Option<Instant>,
-    /// When an operator set its admin state, or else when the verdict of its checks changed last.
+    /// When an operator set its admin state, or connects began to fail for which it is out, or else
+    /// when the verdict of its checks changed last.
     pub since: Option<Instant>,
     /// The roles of its addresses; `None`: checks do not report them.
     pub roles: Option<Vec<Role>>,
@@ -173,6 +174,7 @@ impl Pool {
             admin_since: admin.since,
             since: admin
                 .since
+                .or_else(|| failing_since(endpoints, state))
                 .or_else(|| checks().filter_map(|c| c.since).max()),
             roles: self
                 .reports_roles
@@ -307,6 +309,14 @@ fn failed_until(endpoints: &[&Endpoint], now: Instant) -> Option<Instant> {
         .iter()
         .filter_map(|e| e.passive.available_at(e.config.rule, now));
     times.min()
+}
+
+/// When the failures began for which it is in this state.
+fn failing_since(endpoints: &[&Endpoint], state: BackendState) -> Option<Instant> {
+    let is_due_to_failures = matches!(state, BackendState::Failed | BackendState::Unproven);
+    let failed = endpoints.iter().filter(|e| e.passive.fails() > 0);
+    let first = failed.filter_map(|e| e.passive.times()[0]).min();
+    first.filter(|_| is_due_to_failures)
 }
 
 /// In whole seconds; never 0 while there is some time left.
