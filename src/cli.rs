@@ -9,6 +9,7 @@ mod demo;
 mod discover;
 mod events;
 mod explain;
+mod foreign_words;
 mod handover_formats;
 mod import;
 mod reload;
@@ -277,6 +278,14 @@ fn planned(plan: Result<Plan, config::Problems>, file: Option<PathBuf>) -> ExitC
 
 /// A command line that is not understood.
 fn refuse(usage: &clap::Error) -> ExitCode {
+    if let Some(word) = unknown_command(usage)
+        && let Some(advice) = foreign_words::find(&word)
+    {
+        complain(&format!(
+            "error: there is no command {word:?}\n  hint: {advice}\n"
+        ));
+        return ExitCode::from(2);
+    }
     let text = usage.render().to_string();
     let is_file = names_a_file(usage);
     // Of a command without arguments the error is its help, whole.
@@ -289,6 +298,20 @@ fn refuse(usage: &clap::Error) -> ExitCode {
         complain("\n  tip: a configuration file is named by -c FILE\n");
     }
     ExitCode::from(2)
+}
+
+/// The word in the place of the command that is none, or an option in its place.
+fn unknown_command(usage: &clap::Error) -> Option<String> {
+    let word = match usage.kind() {
+        ErrorKind::InvalidSubcommand => usage.get(ContextKind::InvalidSubcommand),
+        ErrorKind::UnknownArgument => usage.get(ContextKind::InvalidArg),
+        _ => None,
+    };
+    let first = std::env::args_os().nth(1)?;
+    match word {
+        Some(ContextValue::String(word)) if *word.as_str() == *first => Some(word.clone()),
+        _ => None,
+    }
 }
 
 /// Whether an argument that is not understood looks like a configuration file.

@@ -6,12 +6,13 @@ use super::request::{Refusal, decode, hint, read_body, require, shown};
 use crate::{
     config::parse_duration,
     control::{AddressError, State, Unknown, WeightRefused},
-    plan::MOST_WEIGHT,
+    plan::{MOST_WEIGHT, SessionAction},
     upstream::pool::{AdminChange, AdminOrder, AdminState},
 };
 use hyper::{Method, Request, StatusCode, body::Incoming};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
+use std::time::{Duration, Instant};
 
 const UPSTREAMS: &str = "/api/v1/upstreams/";
 const BACKENDS: &str = "/api/v1/backends/";
@@ -156,7 +157,7 @@ async fn admin_state(request: Request<Incoming>, state: &State) -> Result<Value,
     match target {
         Target::Backend { upstream, backend } => {
             match state.set_admin_state(&upstream, &backend, order) {
-                Ok(change) => Ok(shown_change(&upstream, &backend, order, change)),
+                Ok(change) => Ok(shown_change(state, &upstream, &backend, order, change)),
                 Err(unknown) => Err(not_there(&upstream, &backend, &unknown)),
             }
         }
@@ -164,7 +165,7 @@ async fn admin_state(request: Request<Incoming>, state: &State) -> Result<Value,
             Ok(changed) => {
                 let changed = changed.iter();
                 let changes: Vec<Value> = changed
-                    .map(|c| shown_change(&c.upstream, &c.backend, order, c.change))
+                    .map(|c| shown_change(state, &c.upstream, &c.backend, order, c.change))
                     .collect();
                 Ok(json!({ "changes": changes }))
             }
@@ -254,8 +255,31 @@ fn read_admin_order(word: &str, close_after: Option<&str>) -> Result<AdminOrder,
     })
 }
 
-fn shown_change(upstream: &str, backend: &str, order: AdminOrder, change: AdminChange) -> Value {
+fn shown_change(
+    state: &State,
+    upstream: &str,
+    backend: &str,
+    order: AdminOrder,
+    change: AdminChange,
+) -> Value {
+    let view = state.view();
+    let plan = view.plan.upstreams.iter().find(|u| u.name == upstream);
+    let is_out = order.admin_state != AdminState::Ready;
+    let plan = plan.filter(|_| is_out);
+    let on_drain = plan.and_then(|plan| match plan.on_drain {
+        SessionAction::Close => Some(Duration::ZERO),
+        SessionAction::CloseAfter(wait) => Some(wait),
+        SessionAction::Keep | SessionAction::Move => None,
+    });
+    let close_after = order.close_after.filter(|_| is_out).or(on_drain);
+    let pool = view.pools().find(|pool| *pool.name == *upstream);
+    let is_any_left = pool.is_none_or(|pool| pool.is_available(Instant::now()));
+    let without = plan
+        .filter(|_| !is_any_left)
+        .map(|plan| json!({ "hold_timeout_seconds": plan.waits.hold_timeout.as_secs_f64() }));
     json!({
+        "close_after_seconds": close_after.map(|after| after.as_secs_f64()),
+        "without_backend": without,
         "upstream": upstream,
         "backend": backend,
         "admin_state": order.admin_state.word(),

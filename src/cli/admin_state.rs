@@ -237,6 +237,7 @@ fn run(
         let done = put(&client, target, admin_state, order).and_then(|changes| {
             for change in changes {
                 print(&change_text(&change))?;
+                complain(&notes(&change));
                 taken.push(Name {
                     upstream: change.upstream,
                     backend: change.backend,
@@ -340,6 +341,32 @@ fn change_text(change: &AdminChange) -> String {
     let (upstream, backend) = (clean(&change.upstream), clean(&change.backend));
     let sessions = counted(change.connections, "session");
     format!("{upstream}/{backend}: {states}, {sessions}\n")
+}
+
+/// What becomes of the sessions of a backend that is taken out, and of new ones.
+fn notes(change: &AdminChange) -> String {
+    let (upstream, backend) = (clean(&change.upstream), clean(&change.backend));
+    if change.admin_state == AdminState::Ready.word() {
+        return String::new();
+    }
+    let fate = match change.close_after_seconds {
+        _ if change.connections == 0 => None,
+        None => Some("left to end by themselves (--close-after TIME terminates them)".to_owned()),
+        Some(0.0) => Some("terminated now".to_owned()),
+        Some(after) => Some(format!("terminated after {}", span(after))),
+    };
+    let mut notes = fate.map_or_else(String::new, |fate| {
+        let sessions = counted(change.connections, "session");
+        format!("note: {upstream}/{backend}: {sessions} on it, {fate}\n")
+    });
+    if let Some(without) = &change.without_backend {
+        let wait = match without.hold_timeout_seconds {
+            0.0 => "are refused (hold_timeout lets them wait)".to_owned(),
+            wait => format!("wait for up to {} (hold_timeout)", span(wait)),
+        };
+        notes += &format!("note: {upstream}: no backend takes sessions now; new ones {wait}\n");
+    }
+    notes
 }
 
 impl Goal {
@@ -464,6 +491,30 @@ fn find<'a>(status: &'a Status, name: &Name) -> Option<&'a Backend> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_becomes_of_sessions_is_said() {
+        let notes = |state: &str, after: Value, without: Value| {
+            let change = json!({ "upstream": "u", "backend": "b:1", "admin_state": state,
+                "from": "up", "state": "drained", "connections": 2,
+                "close_after_seconds": after, "without_backend": without });
+            notes(&serde_json::from_value(change).expect("a change"))
+        };
+        assert_eq!(notes("ready", Value::Null, Value::Null), "");
+        let note = notes("drain", Value::Null, Value::Null);
+        assert!(note.contains("2 sessions on it, left to end"), "{note}");
+        let hold = |seconds: f64| json!({ "hold_timeout_seconds": seconds });
+        assert_eq!(
+            notes("maint", json!(10.0), hold(30.0)),
+            "note: u/b:1: 2 sessions on it, terminated after 10s\n\
+             note: u: no backend takes sessions now; new ones wait for up to 30s (hold_timeout)\n"
+        );
+        let note = notes("drain", json!(0.0), hold(0.0));
+        assert!(
+            note.contains("terminated now") && note.contains("are refused"),
+            "{note}"
+        );
+    }
 
     #[test]
     fn a_target_is_a_backend_or_an_address() {

@@ -291,6 +291,18 @@ pub(super) struct AdminChange {
     pub(super) from: String,
     pub(super) state: String,
     pub(super) connections: u64,
+    /// When its sessions are terminated; `None`: they end by themselves.
+    #[serde(default)]
+    pub(super) close_after_seconds: Option<f64>,
+    /// What becomes of new sessions while no backend takes any.
+    #[serde(default)]
+    pub(super) without_backend: Option<WithoutBackend>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct WithoutBackend {
+    /// How long they wait for one; 0: they are refused.
+    pub(super) hold_timeout_seconds: f64,
 }
 
 /// A line of `GET /api/v1/sessions`.

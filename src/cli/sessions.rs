@@ -21,6 +21,9 @@ const BLOCK: usize = 1_000;
 /// Sessions match if all of these do.
 #[derive(Debug, Args)]
 pub(super) struct Filters {
+    /// On this backend: the same as --backend
+    #[arg(value_name = "UPSTREAM/BACKEND|ADDRESS", conflicts_with = "backend")]
+    on: Option<String>,
     /// Of this listener
     #[arg(long, value_name = "NAME")]
     listener: Option<String>,
@@ -84,10 +87,15 @@ impl Filters {
     /// By the names of the fields of a request.
     pub(super) fn fields(&self) -> Vec<(&'static str, String)> {
         let port = self.backend_port.map(|port| port.to_string());
+        let backend = if self.on.is_some() {
+            &self.on
+        } else {
+            &self.backend
+        };
         let fields = [
             ("listener", &self.listener),
             ("upstream", &self.upstream),
-            ("backend", &self.backend),
+            ("backend", backend),
             ("client", &self.client),
             ("older_than", &self.older_than),
             ("idle", &self.idle),

@@ -16,11 +16,15 @@ use serde_json::{Map, Value, json};
 use std::{
     io::{self, IsTerminal as _},
     process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
 /// From one line about progress to the next.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// As a shell has it of a program that INT has ended.
+const INTERRUPTED: i32 = 130;
 
 #[derive(Debug, Args)]
 pub(super) struct Kill {
@@ -60,26 +64,53 @@ fn rate(text: &str) -> Result<String, String> {
     parse_rate(text).map(|_| text.to_owned()).map_err(reason)
 }
 
-/// Shows progress on a terminal, where its reader waits.
+/// Shows progress on a terminal, where its reader waits, and what was done when Ctrl-C ends the
+/// command.
 struct Progress {
     is_shown: bool,
     next: Instant,
+    /// How many are terminated, and of how many.
+    reported: Arc<Mutex<(u64, u64)>>,
 }
 
 impl Progress {
     fn new() -> Self {
+        let reported = Arc::default();
+        let of_interrupt = Arc::clone(&reported);
+        // Where there is no thread for it, Ctrl-C ends the command without a word.
+        let _ = thread::Builder::new().spawn(move || report_interrupt(&of_interrupt));
         Self {
             is_shown: io::stderr().is_terminal(),
             next: Instant::now() + INTERVAL,
+            reported,
         }
     }
 
     fn show(&mut self, terminated: u64, of: u64) {
+        *self.reported.lock().unwrap_or_else(PoisonError::into_inner) = (terminated, of);
         if self.is_shown && Instant::now() >= self.next {
             self.next = Instant::now() + INTERVAL;
             complain(&format!("terminated {terminated} of {of}\n"));
         }
     }
+}
+
+/// Waits for Ctrl-C, and ends the command with it: the process then terminates no more.
+fn report_interrupt(reported: &Mutex<(u64, u64)>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let Ok(runtime) = runtime else { return };
+    if runtime.block_on(tokio::signal::ctrl_c()).is_err() {
+        return;
+    }
+    let (terminated, of) = *reported.lock().unwrap_or_else(PoisonError::into_inner);
+    complain(&format!(
+        "stopped: terminated {terminated} of {}, the others stay\n  hint: the log of the process \
+         also counts those of the last moment\n",
+        counted(of, "session")
+    ));
+    std::process::exit(INTERRUPTED);
 }
 
 pub(super) fn kill(args: &Kill) -> ExitCode {

@@ -274,7 +274,8 @@ fn the_socket_answers_like_the_port_and_takes_commands() {
     let done: Value = serde_json::from_str(&done.body).unwrap();
     let backend = setup.servers[0].addr.to_string();
     let expected = serde_json::json!({ "upstream": "back", "backend": backend,
-        "admin_state": "drain", "from": "up", "state": "drained", "connections": 0 });
+        "admin_state": "drain", "from": "up", "state": "drained", "connections": 0,
+        "close_after_seconds": null, "without_backend": null });
     assert_eq!(done, expected);
     let encoded = path.replace(':', "%3a");
     let done = setup.call("POST", &encoded, " {\"admin_state\":\"ready\"}\n");

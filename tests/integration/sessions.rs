@@ -209,6 +209,9 @@ fn filters_and_limits_are_applied_together() {
     let b1 = servers[0].addr.to_string();
     assert_eq!(count(&["--backend", &b1]), 3);
     assert_eq!(count(&["--backend", &format!("u/{b1}")]), 3);
+    // As in `tembuku drain`.
+    assert_eq!(count(&[&format!("u/{b1}")]), 3);
+    assert_eq!(count(&[&b1, "--client", "127.0.9.1"]), 1);
     assert_eq!(count(&["--backend", &b1, "--client", "127.0.9.1"]), 1);
     assert_eq!(count(&["--upstream", "names"]), 0);
     assert_eq!(count(&["--listener", "proxied"]), 0);

@@ -67,7 +67,7 @@ fn only_sessions_that_match_are_killed() {
     let shown = tembuku.succeed(&["kill", "--backend", &b1, "--dry-run"]);
     assert_eq!(shown, "10 sessions would be terminated (dry run)\n");
     assert_eq!(servers[0].live(), 10);
-    let shown = tembuku.succeed(&["kill", "--backend", &b1]);
+    let shown = tembuku.succeed(&["kill", &b1]);
     assert_eq!(shown, "terminated 10 sessions\n");
     for (stream, name) in &mut clients {
         match name.as_str() {
@@ -185,9 +185,13 @@ fn a_command_that_is_interrupted_kills_no_more() {
     command.args(arguments).arg(&socket);
     let mut killing = proc::Proc::start("kill", tembuku.dir.path(), command);
     wait_until("some are killed", secs(10), || servers[0].live() <= 37);
-    // Not INT, which a shell lets programs in the background ignore.
-    killing.signal(Signal::TERM);
+    killing.signal(Signal::INT);
     assert!(killing.wait(secs(10)).is_some());
+    let shown = killing.stderr();
+    let count = shown.strip_prefix("stopped: terminated ");
+    let count = count.and_then(|rest| rest.split_once(" of 40 sessions, the others stay\n"));
+    let count: usize = count.expect(&shown).0.parse().unwrap();
+    assert!((1..=20).contains(&count), "{shown}");
     let mut line = None;
     wait_until("the log reports it", secs(10), || {
         let log = tembuku.log();

@@ -123,6 +123,8 @@ struct Layout {
     client: usize,
     backend: usize,
     terminal: usize,
+    /// Marks backends that take nothing, whatever their weight.
+    out: &'static str,
 }
 
 impl Layout {
@@ -144,6 +146,11 @@ impl Layout {
                 .max()
                 .unwrap_or_default(),
             terminal: terminal_width(),
+            out: match question.running {
+                None => " (down)",
+                // It may be drained, or a standby.
+                Some(_) => " (takes nothing)",
+            },
         }
     }
 }
@@ -167,7 +174,7 @@ fn table(
     counts: &Counts,
 ) -> io::Result<()> {
     let rows = process.upstream().backends.iter();
-    let names: Vec<String> = rows.map(labelled).collect();
+    let names: Vec<String> = rows.map(|b| labelled(b, layout.out)).collect();
     let longest = names.iter().map(|name| name.chars().count()).max();
     let wide = longest.unwrap_or_default().max("backend".len());
     let head = format!(
@@ -210,13 +217,15 @@ fn table(
     Ok(())
 }
 
-fn labelled(backend: &Backend) -> String {
+fn labelled(backend: &Backend, out: &str) -> String {
     let mut name = backend.text.clone();
     if backend.backup {
         name.push_str(" (backup)");
     }
-    if backend.down {
-        name.push_str(" (down)");
+    if backend.weight == 0 {
+        name.push_str(" (weight 0)");
+    } else if backend.down {
+        name.push_str(out);
     }
     name
 }
@@ -241,6 +250,21 @@ fn grouped(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_weight_of_0_is_not_down() {
+        let backend = |weight, down| {
+            let plan = format!(
+                "[upstreams.u]\nbackends = [{{ address = \"a:1\", weight = {weight}, down = {down} }}, \
+                 \"b:1\"]\n[listeners.l]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n"
+            );
+            let plan = config::parse(&plan, "test").expect("valid");
+            labelled(&plan.upstreams[0].backends[0], " (takes nothing)")
+        };
+        assert_eq!(backend(1, false), "a:1");
+        assert_eq!(backend(0, false), "a:1 (weight 0)");
+        assert_eq!(backend(1, true), "a:1 (takes nothing)");
+    }
 
     #[test]
     fn numbers_in_groups() {
