@@ -82,17 +82,40 @@ impl AdminSockets {
             sockets.handed_file = bound.owns_file.then(|| path.to_owned());
             sockets.sockets.push(BoundSocket::unix(path, bound.socket));
         }
-        let new = sockets.bind_missing(plan).await;
+        let new = sockets.bind_missing(plan, &[]).await;
         let new = new.map_err(|why| format!("error: admin: {why}\n"))?;
         sockets.sockets.extend(new.sockets);
         sockets.file = new.file;
         Ok(sockets)
     }
 
-    /// Binds the addresses of a plan that there are no sockets of yet.
+    /// Lets listeners of this process bind the TCP addresses that a plan does not have any more,
+    /// which are returned, until [`Self::end_sharing`].
+    pub(super) fn share_leaving(&self, plan: Option<&plan::Admin>) -> Vec<SocketAddr> {
+        let listen = listen_of(plan).map(|listen| listen.to_string());
+        let is_leaving = |b: &&BoundSocket| !b.is_unix && Some(&b.configured) != listen.as_ref();
+        let leaving = self.sockets.iter().filter(is_leaving);
+        let shared = leaving.filter_map(|bound| {
+            let socket = SockRef::from(&bound.socket);
+            socket.set_reuse_port(true).ok()?;
+            socket.local_addr().ok()?.as_socket()
+        });
+        shared.collect()
+    }
+
+    pub(super) fn end_sharing(&self) {
+        for bound in self.sockets.iter().filter(|bound| !bound.is_unix) {
+            // Only binds that are yet to come ask for it.
+            let _ = SockRef::from(&bound.socket).set_reuse_port(false);
+        }
+    }
+
+    /// Binds the addresses of a plan that there are no sockets of yet. `leaving`: what listeners
+    /// have still, and leave by the same plan.
     pub(super) async fn bind_missing(
         &self,
         plan: Option<&plan::Admin>,
+        leaving: &[SocketAddr],
     ) -> Result<NewAdminSockets, String> {
         let mut new = NewAdminSockets {
             sockets: Vec::new(),
@@ -104,7 +127,7 @@ impl AdminSockets {
             let configured = listen.to_string();
             if !has(&configured) {
                 new.sockets
-                    .push(BoundSocket::tcp(listen, self.bind_tcp(listen)?));
+                    .push(BoundSocket::tcp(listen, self.bind_tcp(listen, leaving)?));
             }
             new.configured.push(configured);
         }
@@ -122,7 +145,11 @@ impl AdminSockets {
     }
 
     /// Own sockets are not in the way, as those of a wildcard address would be.
-    fn bind_tcp(&self, listen: SocketAddr) -> Result<std::net::TcpListener, String> {
+    fn bind_tcp(
+        &self,
+        listen: SocketAddr,
+        leaving: &[SocketAddr],
+    ) -> Result<std::net::TcpListener, String> {
         if !has_interface(listen) {
             return Err("`listen`: this machine has no such network interface".to_owned());
         }
@@ -133,6 +160,9 @@ impl AdminSockets {
             own.is_some_and(|own| own.port() == listen.port())
         };
         let bound = bound.or_else(|error| match error.kind() {
+            io::ErrorKind::AddrInUse if leaving.iter().any(|own| own.port() == listen.port()) => {
+                bind_tcp(listen, Sharing::WithListener)
+            }
             io::ErrorKind::AddrInUse if self.sockets.iter().any(has_port) => {
                 self.bind_beside_own(listen)
             }
@@ -286,7 +316,10 @@ impl BoundSocket {
         let socket = self.socket.try_clone()?;
         Ok(match self.is_unix {
             true => AdminListener::Unix(tokio::net::UnixListener::from_std(socket.into())?),
-            false => AdminListener::Tcp(tokio::net::TcpListener::from_std(socket.into())?),
+            false => {
+                SockRef::from(&socket).listen(BACKLOG)?;
+                AdminListener::Tcp(tokio::net::TcpListener::from_std(socket.into())?)
+            }
         })
     }
 }
@@ -308,6 +341,9 @@ enum Sharing {
     No,
     /// With sockets of this process that allow it.
     WithOwn,
+    /// With those of a listener, which allow it. It listens when they do not any more: a client of
+    /// the listener would reach it otherwise.
+    WithListener,
 }
 
 fn bind_tcp(listen: SocketAddr, sharing: Sharing) -> io::Result<std::net::TcpListener> {
@@ -317,9 +353,11 @@ fn bind_tcp(listen: SocketAddr, sharing: Sharing) -> io::Result<std::net::TcpLis
         None,
     )?;
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(sharing == Sharing::WithOwn)?;
+    socket.set_reuse_port(sharing != Sharing::No)?;
     socket.bind(&listen.into())?;
-    socket.listen(BACKLOG)?;
+    if sharing != Sharing::WithListener {
+        socket.listen(BACKLOG)?;
+    }
     socket.set_reuse_port(false)?;
     Ok(socket.into())
 }

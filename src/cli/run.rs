@@ -360,9 +360,14 @@ async fn reload(
         return Some(server.reload(candidate, mode).await);
     }
     let bound = async {
-        let candidate = candidate?;
+        let mut candidate = candidate?;
         let failed = |why| ReloadError::Failed(StartErrors(vec![StartError::Admin(why)]));
-        let new = admin_sockets.bind_missing(candidate.admin()).await;
+        // An address may move between a listener and the admin side.
+        candidate.share(admin_sockets.share_leaving(candidate.admin()));
+        let leaving = candidate.leaving_addresses(&state.view());
+        let new = admin_sockets
+            .bind_missing(candidate.admin(), &leaving)
+            .await;
         Ok((candidate, new.map_err(failed)?))
     };
     let (candidate, new) = match bound.await {
@@ -370,6 +375,7 @@ async fn reload(
         Err(error) => (Err(error), None),
     };
     let reloaded = server.reload(candidate, mode).await;
+    admin_sockets.end_sharing();
     match new {
         Some(new) if reloaded.is_ok() => {
             if let Err(error) = admin_sockets.change(new, &state).await {

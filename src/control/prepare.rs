@@ -25,6 +25,7 @@ use crate::{
 };
 use std::{
     collections::{BTreeMap, HashMap},
+    net::SocketAddr,
     sync::Arc,
 };
 
@@ -40,6 +41,8 @@ pub struct Prepared {
     pub(super) resolver: resolve::Resolver,
     /// The listeners, and the rights of their unix sockets.
     pub(super) listeners: Vec<(plan::Listener, FileRights)>,
+    /// What other sockets of this process have that are closed when the plan is in effect.
+    pub(super) shared: Vec<SocketAddr>,
     /// What the process has that this one replaces.
     pub(super) inheritance: Option<Inheritance>,
 }
@@ -162,6 +165,7 @@ impl Prepared {
                     open_logs: OpenLogs::default(),
                     access_logs: Arc::default(),
                     resolver,
+                    shared: Vec::new(),
                     inheritance: None,
                 })
             }

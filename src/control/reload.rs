@@ -12,12 +12,13 @@ use super::{
 };
 use crate::{
     config::{self, Problems},
-    plan,
+    plan::{self, Addr},
     sys::blocking,
     telemetry,
 };
 use std::{
     fmt, io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::SystemTime,
@@ -155,6 +156,26 @@ impl Candidate {
     /// What the plan says of the admin side.
     pub fn admin(&self) -> Option<&plan::Admin> {
         self.prepared.plan.admin.as_ref()
+    }
+
+    /// Addresses that sockets of this process have which are closed when the plan is in effect.
+    pub fn share(&mut self, addresses: Vec<SocketAddr>) {
+        self.prepared.shared = addresses;
+    }
+
+    /// The TCP addresses that listeners have, and do not have by this plan.
+    pub fn leaving_addresses(&self, running: &View) -> Vec<SocketAddr> {
+        let stays = |addr: &Addr| {
+            let listeners = self.prepared.plan.listeners.iter();
+            let mut binds = listeners.flat_map(|listener| &listener.bind);
+            binds.any(|bind| bind.addrs.contains(addr))
+        };
+        let addresses = running.listeners.iter().flat_map(|l| &l.addresses);
+        let leaving = addresses.filter_map(|addr| match addr {
+            Addr::Tcp(address) if !stays(addr) => Some(*address),
+            Addr::Tcp(_) | Addr::Unix(_) => None,
+        });
+        leaving.collect()
     }
 }
 

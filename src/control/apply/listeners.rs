@@ -118,7 +118,9 @@ impl Runtime {
                 addr,
             })
         });
-        let bound = bind_all(requests.collect(), self.held(), handed, self.host.workers).await;
+        let mut held = self.held();
+        held.extend(&prepared.shared);
+        let bound = bind_all(requests.collect(), held, handed, self.host.workers).await;
         let bound = bound
             .map_err(|errors| StartErrors(errors.into_iter().map(StartError::Bind).collect()))?;
         self.change_rights(prepared).await?;

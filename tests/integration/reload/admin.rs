@@ -103,6 +103,56 @@ fn the_address_moves_also_to_the_wildcard_and_back() {
     }
 }
 
+/// Each binds beside the other, which leaves when both are bound. A failure leaves all as it was.
+#[test]
+fn addresses_move_between_a_listener_and_the_admin_side() {
+    let setup = setup();
+    let socket = setup.socket("admin.sock");
+    let (front, admin) = (setup.front, setup.tembuku.admin);
+    let (mut held, _) = net::session(front).unwrap();
+    let first = setup.config();
+    let swapped = first
+        .replace(&front.to_string(), "FRONT")
+        .replace(&admin.to_string(), &front.to_string())
+        .replace("FRONT", &admin.to_string());
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let more = format!(
+        "[listeners.more]\nbind = \"{}\"\nupstream = \"back\"\n",
+        taken.local_addr().unwrap()
+    );
+    for _ in 0..3 {
+        setup.write(&(swapped.clone() + &more));
+        let failed = reload_by(&socket);
+        assert_eq!(failed.status.code(), Some(1), "{}", text(&failed));
+        assert!(answers(admin));
+        assert!(net::ask(front).is_ok());
+        setup.write(&swapped);
+        succeed(&reload_by(&socket));
+        for _ in 0..20 {
+            assert!(answers(front));
+            assert!(net::ask(admin).is_ok());
+        }
+        setup.write(&first);
+        succeed(&reload_by(&socket));
+        for _ in 0..20 {
+            assert!(answers(admin));
+            assert!(net::ask(front).is_ok());
+        }
+    }
+    net::echo(&mut held, "still").unwrap();
+    // One of the two alone.
+    let other = ports::free_addr();
+    let moved = first
+        .replace(&admin.to_string(), &other.to_string())
+        .replace(&front.to_string(), &admin.to_string());
+    setup.write(&moved);
+    succeed(&reload_by(&socket));
+    assert!(answers(other) && net::ask(admin).is_ok());
+    setup.write(&first);
+    succeed(&reload_by(&socket));
+    assert!(answers(admin) && net::ask(front).is_ok());
+}
+
 /// Although the move needs SO_REUSEPORT, a second process does not share the address by mistake.
 #[test]
 fn a_moved_address_is_in_use_for_others() {
