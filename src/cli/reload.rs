@@ -86,6 +86,9 @@ fn change_text(change: &ReloadChange) -> String {
     if let Some(ended) = change.ended_sessions.filter(|ended| *ended > 0) {
         out.push_str(&format!("  sessions that end: {ended}\n"));
     }
+    if change.awaits_check {
+        out.push_str("  takes sessions: once a check has succeeded\n");
+    }
     if let Some(share) = change.moved_share {
         let percent = share * 100.0;
         out.push_str(&format!("  clients that move: {percent:.1} %\n"));
@@ -112,14 +115,17 @@ mod tests {
         let change = |word: &str, share: &str| {
             format!(
                 r#"{{"object": "backend", "name": "u/a", "change": "{word}", "keys": [{key}],
-                    "sessions": 7, "ended_sessions": 2, "moved_share": {share}}}"#
+                    "sessions": 7, "ended_sessions": 2, "moved_share": {share},
+                    "awaits_check": {}}}"#,
+                word == "added"
             )
         };
         let changes = [change("changed", "0.12345"), change("added", "null")];
         assert_eq!(
             report(false, 2, &changes.join(", ")),
             "backend u/a: changed\n  weight: 1 -> -\n  sessions: 7\n  sessions that end: 2\n  \
-             clients that move: 12.3 %\nbackend u/a: added\n  sessions that end: 2\nhash: 1 -> 2\n\
+             clients that move: 12.3 %\nbackend u/a: added\n  sessions that end: 2\n  \
+             takes sessions: once a check has succeeded\nhash: 1 -> 2\n\
              2 changes in /f, nothing was changed (dry run)\n"
         );
     }

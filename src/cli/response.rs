@@ -502,6 +502,8 @@ pub(super) struct ReloadChange {
     pub(super) ended_sessions: Option<u64>,
     #[serde(deserialize_with = "present")]
     pub(super) moved_share: Option<f64>,
+    #[serde(default)]
+    pub(super) awaits_check: bool,
 }
 
 #[derive(Debug, Deserialize)]

@@ -607,3 +607,39 @@ fn a_stop_during_a_reload_ends_it() {
         }
     });
 }
+
+/// A backend that was not checked so far, since it is new or was down, waits for its first check.
+#[test]
+fn a_report_says_which_backends_wait_for_a_check() {
+    let servers = named(3);
+    let front = ports::free_addr();
+    let config = |backends: &str, check: &str| {
+        format!(
+            "[admin]\nsocket = \"{{dir}}/admin.sock\"\n\
+             [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+             [upstreams.u]\nbalance = \"maglev\"\nbackends = [\"{}\", {backends}]\n{check}",
+            servers[0].addr
+        )
+    };
+    let one = |n: usize, down: bool| {
+        let addr = servers[n].addr;
+        format!("{{ address = \"{addr}\", down = {down} }}")
+    };
+    let check = "check = { kind = \"tcp\", interval = \"100ms\", start = \"down\" }\n";
+    for (check, waits) in [(check, true), ("", false)] {
+        let tembuku = Tembuku::start(&config(&one(1, false), check));
+        assert!(net::ask(front).is_ok());
+        tembuku.reload(&config(&one(1, true), check));
+        let lifted = one(1, false) + ", " + &one(2, false);
+        tembuku.write(&config(&lifted, check));
+        let shown = tembuku.succeed(&["reload", "--dry-run"]);
+        let count = if waits { 2 } else { 0 };
+        let line = "takes sessions: once a check has succeeded\n";
+        assert_eq!(shown.matches(line).count(), count, "{shown}");
+        // Both count as good: two thirds of the clients move to them.
+        let moved = shown.split("clients that move: ").nth(1).unwrap();
+        let percent: f64 = moved.split(' ').next().unwrap().parse().unwrap();
+        assert!((55.0..80.0).contains(&percent), "{shown}");
+        drop(tembuku);
+    }
+}

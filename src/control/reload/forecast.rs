@@ -104,6 +104,21 @@ impl<'a> Forecast<'a> {
         })
     }
 
+    /// Whether it is a backend that was not used before, and has to pass a check before it is. It
+    /// counts as good where clients that move are counted.
+    pub(super) fn awaits_check(&self, change: &Change) -> bool {
+        let Change::Backend { upstream, edit } = change else {
+            return false;
+        };
+        let is_new = match edit {
+            Edit::Added(backend) => !backend.down,
+            Edit::Changed { before, after } => before.down && !after.down,
+            Edit::Removed(_) => false,
+        };
+        let check = find(self.plan, upstream).and_then(|upstream| upstream.check.as_ref());
+        is_new && check.is_some_and(|check| !check.start_up)
+    }
+
     /// That of the upstream that it used last; where that is removed as well, what it had.
     fn on_removal_of(&self, listener: &Listener) -> SessionAction {
         let upstream = &listener.upstream;

@@ -47,6 +47,8 @@ pub struct ReportedChange {
     /// by all changes of the upstream together, of a listener by its change to another upstream.
     /// `None` unless a hash policy decides before and after.
     pub moved_share: Option<f64>,
+    /// Whether it is a backend that takes sessions only when a check has succeeded.
+    pub awaits_check: bool,
 }
 
 /// So many changes are named in a line.
@@ -81,6 +83,7 @@ impl ReloadReport {
                 sessions: forecast.sessions(&change),
                 ended_sessions: forecast.ended_sessions(&change),
                 moved_share: forecast.moved_share(&change),
+                awaits_check: forecast.awaits_check(&change),
                 ..described
             });
         }
@@ -129,6 +132,7 @@ impl ReloadReport {
             sessions,
             ended_sessions,
             moved_share,
+            awaits_check,
         } in &self.changes
         {
             let keys: Vec<String> = keys.iter().map(ToString::to_string).collect();
@@ -143,6 +147,7 @@ impl ReloadReport {
                 sessions,
                 ended_sessions,
                 moved_share,
+                awaits_check,
                 "configuration differs"
             );
         }
@@ -206,6 +211,7 @@ fn add_changed_contents(
                     sessions: forecast.sessions(&change),
                     ended_sessions: forecast.ended_sessions(&change),
                     moved_share: forecast.moved_share(&change),
+                    awaits_check: false,
                 });
             }
         }
@@ -223,6 +229,7 @@ fn describe_change(before: &Plan, after: &Plan, change: &Change) -> ReportedChan
         sessions: None,
         ended_sessions: None,
         moved_share: None,
+        awaits_check: false,
     }
 }
 

@@ -41,6 +41,9 @@ impl Pool {
                 let of = |forecast: &Forecast| {
                     let known = forecast.known.filter(|_| keeps_verdicts);
                     let endpoint = known.and_then(|number| inner.outlined(number));
+                    // Where `down` is lifted checks begin anew, as those of one that is added.
+                    let is_back = |e: &&Endpoint| e.config.is_down && !forecast.config.is_down;
+                    let endpoint = endpoint.filter(|e| plan.check.is_none() || !is_back(e));
                     forecast.candidate(endpoint, single, now)
                 };
                 forecasts.iter().map(of).collect()
