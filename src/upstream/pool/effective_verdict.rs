@@ -77,25 +77,25 @@ impl Review {
     }
 
     pub(super) fn set_plan(&mut self, plan: &plan::Upstream) {
-        let was_outdated = std::mem::replace(&mut self.is_outdated, true);
+        let before = self.rules();
         let Some(check) = &plan.check else {
             // The next review ends what has begun, and says so.
             *self = Self {
                 panic: self.panic,
                 in_fallback: self.in_fallback,
-                is_outdated: true,
+                is_outdated: self.is_outdated,
                 ..Self::default()
             };
+            self.is_outdated |= before != self.rules();
             return;
         };
-        let before = self.rules();
         self.one_primary = check.kind.role() == Some(Role::Primary);
         self.wants_replicas = check.kind.role() == Some(Role::Replica);
         self.check_shows = shown_by(check);
         self.stale_after = check.stale_after;
         self.panic_threshold = check.panic_threshold;
         self.role_fallback = check.role_fallback;
-        self.is_outdated = was_outdated || before != self.rules();
+        self.is_outdated |= before != self.rules();
     }
 
     fn rules(&self) -> (bool, bool, Option<Duration>, u32, bool) {

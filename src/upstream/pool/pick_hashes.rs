@@ -1,11 +1,17 @@
 //! By what nodes are compared: whether they pick the same backends for the same clients.
 
-use super::{Inner, Pool, endpoint::Endpoint, endpoint_admission::Admission};
+use super::{
+    Pool,
+    configured::Configured,
+    endpoint::{BoxedEndpoint, Endpoint, EndpointConfig},
+    endpoint_admission::Admission,
+    index::Index,
+};
 use crate::upstream::{
     balance::{FULL, PickTarget, Readiness, Targets, numbered},
     pool::endpoint_admission::Bar,
 };
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 /// Hashes of what picks by key depend on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,9 +32,25 @@ impl Pool {
             return None;
         }
         inner.review_if_due(now);
-        let (configured, current) = (inner.configured_targets(), inner.current_targets(now));
-        // Hashing a thousand backends takes longer than a pick may wait.
+        let (configured, index) = (Arc::clone(&inner.configured), Arc::clone(&inner.index));
+        let (single, ties) = (inner.balancer.is_single(), inner.balancer.ties());
+        let state = |e: &BoxedEndpoint| {
+            let EndpointConfig {
+                is_backup, weight, ..
+            } = e.config;
+            (is_backup, weight, readiness(e, single, now))
+        };
+        let states: Vec<_> = inner.endpoints.iter().map(state).collect();
+        // Naming and hashing thousands of backends takes longer than a pick may wait.
         drop(inner);
+        let configured = Targets {
+            ties,
+            ..configured_targets(&configured)
+        };
+        let current = Targets {
+            ties,
+            ..current_targets(&index, states)
+        };
         Some(PickHashes {
             ring: configured.ring_hash(&balance),
             effective: current.effective_hash(&balance),
@@ -36,51 +58,42 @@ impl Pool {
     }
 }
 
-impl Inner {
-    /// Those that are configured or discovered, with the weights in effect.
-    fn configured_targets(&self) -> Targets {
-        let mut targets = Targets {
-            ties: self.balancer.ties(),
-            ..Targets::default()
+/// Those that are configured or discovered, with the weights in effect.
+fn configured_targets(configured: &[Arc<Configured>]) -> Targets {
+    let mut targets = Targets::default();
+    for (i, plan) in numbered(configured.iter().map(|c| &c.plan)) {
+        let readiness = match plan.down {
+            true => Readiness::Away,
+            false => Readiness::Ready,
         };
-        for (i, plan) in numbered(self.configured.iter().map(|c| &c.plan)) {
-            let readiness = match plan.down {
-                true => Readiness::Away,
-                false => Readiness::Ready,
-            };
-            targets.add(
-                plan.backup,
-                PickTarget {
-                    text: plan.text.clone(),
-                    addr: String::new(),
-                    weight: self.configured[i].weight(),
-                    readiness,
-                },
-            );
-        }
-        targets
+        targets.add(
+            plan.backup,
+            PickTarget {
+                text: plan.text.clone(),
+                addr: String::new(),
+                weight: configured[i].weight(),
+                readiness,
+            },
+        );
     }
+    targets
+}
 
-    /// Every address with its state.
-    fn current_targets(&self, now: Instant) -> Targets {
-        let mut targets = Targets {
-            ties: self.balancer.ties(),
-            ..Targets::default()
-        };
-        let single = self.balancer.is_single();
-        for endpoint in &self.endpoints {
-            targets.add(
-                endpoint.config.is_backup,
-                PickTarget {
-                    text: endpoint.backend.text().to_string(),
-                    addr: endpoint.backend.addr.to_string(),
-                    weight: endpoint.config.weight,
-                    readiness: readiness(endpoint, single, now),
-                },
-            );
-        }
-        targets
+/// Every address with its state: whether it is a backup, and its weight.
+fn current_targets(index: &Index, states: Vec<(bool, u32, Readiness)>) -> Targets {
+    let mut targets = Targets::default();
+    for (backend, (is_backup, weight, readiness)) in index.backends.iter().zip(states) {
+        targets.add(
+            is_backup,
+            PickTarget {
+                text: backend.text().to_string(),
+                addr: backend.addr.to_string(),
+                weight,
+                readiness,
+            },
+        );
     }
+    targets
 }
 
 fn readiness(endpoint: &Endpoint, single: bool, now: Instant) -> Readiness {

@@ -31,16 +31,23 @@ struct Large {
     pool: Arc<Pool>,
     exporter: Exporter,
     of_all: Arc<UpstreamMetrics>,
-    check: Check,
+    check: Option<Check>,
     now: Instant,
 }
 
+fn plan_of(backends: Vec<Planned>, check: &Option<Check>) -> Upstream {
+    Upstream {
+        check: check.clone(),
+        ..upstream(backends, checked_up())
+    }
+}
+
 impl Large {
-    fn new(check: Check) -> Self {
+    fn new(check: Option<Check>) -> Self {
         let exporter = Exporter::new(1);
         let of_all = exporter.upstream("u");
         let now = Instant::now();
-        let plan = upstream(many(0), check.clone());
+        let plan = plan_of(many(0), &check);
         let addresses: Vec<_> = plan.backends.iter().map(addresses_of).collect();
         let metrics = |b: &Planned| exporter.backend(&of_all, &b.text, true);
         let pool = Pool::new(&of_all, &plan, metrics, &addresses, now);
@@ -54,7 +61,7 @@ impl Large {
     }
 
     fn replace(&self, backends: Vec<Planned>) {
-        let plan = upstream(backends, self.check.clone());
+        let plan = plan_of(backends, &self.check);
         let add = |b: &Planned| {
             let metrics = self.exporter.backend(&self.of_all, &b.text, true);
             (Arc::new(metrics), addresses_of(b))
@@ -72,7 +79,11 @@ fn checked_up() -> Check {
 
 #[test]
 fn an_exchange_of_all_backends_makes_its_transitions_without_the_lock() {
-    let large = Large::new(checked_up());
+    exchange_all(&Large::new(Some(checked_up())));
+    exchange_all(&Large::new(None));
+}
+
+fn exchange_all(large: &Large) {
     let pool = &large.pool;
     pool.take_events(large.now);
     let lease = pool.pick(&mut Search::default(), large.now).expect("one");
@@ -137,13 +148,13 @@ fn what_happens_to_one_backend_looks_at_no_other() {
         },
     ];
     for check in rules {
-        look_at_one(&Large::new(check));
+        look_at_one(&Large::new(Some(check)));
     }
     // All others have another role.
-    let large = Large::new(Check {
+    let large = Large::new(Some(Check {
         stale_after: Some(Duration::from_secs(30)),
         ..check(role(plan::Role::Primary))
-    });
+    }));
     let (pool, now) = (&large.pool, large.now);
     for n in [0, 1] {
         let (most, well) = looks::most_during(|| verdict(pool, n, Verdict::Up, true, now));
@@ -183,7 +194,7 @@ fn look_at_one(large: &Large) {
 
 #[test]
 fn what_is_shown_and_handed_over_is_read_in_parts() {
-    let large = Large::new(checked_up());
+    let large = Large::new(Some(checked_up()));
     let (pool, now) = (&large.pool, large.now);
     let leases: Vec<_> = (0..MANY)
         .map(|_| pool.pick(&mut Search::default(), now).expect("one"))
