@@ -150,7 +150,7 @@ async fn keep_one_fresh(
                 if !kept.is_empty() {
                     if let Some(failures) = failures.add(now) {
                         tracing::warn!(%upstream, %backend, kept = %list(&kept), failures,
-                            "name resolved for one family of addresses, keeping those of the other");
+                            "name resolved for one family of addresses, keeping the other");
                     }
                 } else if let Some((failures, lasted)) = failures.end(now) {
                     let seconds = lasted.as_secs();
