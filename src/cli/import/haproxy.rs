@@ -39,7 +39,7 @@ pub(super) fn import(text: &str, origin: &str) -> Result<Document, String> {
         .iter()
         .flat_map(|block| [&block.header].into_iter().chain(&block.lines))
     {
-        import.document.read(&line.place, &line.text());
+        import.document.read(&line.place, &line.shown());
     }
     for block in &blocks {
         import.block(block);
@@ -413,6 +413,54 @@ mod tests {
                 "balance = \"consistent_hash\"",
                 "send_proxy = \"v2\"",
             ],
+        );
+    }
+
+    /// A server that expects no PROXY header takes it for data.
+    #[test]
+    fn a_header_is_sent_to_no_server_that_had_none() {
+        let (toml, lists) = imported(
+            "listen l\n mode tcp\n bind :1\n server a 10.0.0.1:1\n server b 10.0.0.2:1 \
+             send-proxy-v2\n server c 10.0.0.3:1\n",
+        );
+        assert!(!toml.contains("send_proxy"), "{toml}");
+        assert!(toml.contains("10.0.0.1:1") && toml.contains("10.0.0.3:1"));
+        assert!(!toml.contains("10.0.0.2:1"), "{toml}");
+        let (_, lost) = lists.split_once("not carried over: 1").expect("the list");
+        assert!(lost.contains("f:5: `server b 10.0.0.2:1 send-proxy-v2`: it is left out"));
+        let (toml, _) = imported(
+            "listen l\n mode tcp\n bind :1\n server a 10.0.0.1:1 send-proxy\n server b \
+             10.0.0.2:1 send-proxy-v2\n",
+        );
+        assert!(toml.contains("send_proxy = \"v1\"") && !toml.contains("10.0.0.2:1"));
+    }
+
+    #[test]
+    fn no_list_shows_a_password() {
+        let (_, lists) = imported(
+            "userlist u\n user x password y0secret\nlisten l\n mode tcp\n bind :1\n \
+             option tcp-check\n tcp-check send AUTH\\ s3cret\\r\\n\n tcp-check send \
+             PING\\r\\n\n tcp-check expect string +PONG\n server a 10.0.0.1:1 check\n\
+             listen s\n mode http\n stats auth admin:t0psecret\n",
+        );
+        assert!(
+            !lists.contains("secret") && !lists.contains("s3cret"),
+            "{lists}"
+        );
+        assert_eq!(lists.matches("AUTH ***").count(), 1, "{lists}");
+    }
+
+    #[test]
+    fn stick_decides_instead_of_balance() {
+        let (toml, lists) = imported(
+            "listen l\n mode tcp\n bind :1\n balance leastconn\n stick-table type ip size 1m\n \
+             stick on src\n server a 10.0.0.1:1\n",
+        );
+        assert!(toml.contains("balance = \"consistent_hash\""), "{toml}");
+        let (_, differs) = lists.split_once("differs: 2").expect("the list");
+        assert!(
+            differs.contains("f:4: `balance leastconn`: `stick on src` decides"),
+            "{lists}"
         );
     }
 

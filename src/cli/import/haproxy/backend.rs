@@ -26,6 +26,15 @@ impl Import<'_> {
         if let Some(server) = servers.iter().find(|server| server.get("ssl").is_some()) {
             return fail(server.place_of("ssl"), "TLS to backends is not supported");
         }
+        let proxy = proxy_version(&servers[0]);
+        let (servers, others): (Vec<_>, Vec<_>) = servers
+            .into_iter()
+            .partition(|server| proxy_version(server) == proxy);
+        for server in others {
+            let text = "it is left out: send_proxy holds for all backends of an upstream, and the \
+                        first server has another; an upstream of its own can have it";
+            self.note(List::Lost, &server.place, text);
+        }
         let name = self.document.name("upstreams", &block.name);
         let mut section = Section::new(header("upstreams", &name), &block.place);
         match one_by_one(block, &servers) {
@@ -54,16 +63,12 @@ impl Import<'_> {
         let backends = servers.iter().map(|server| self.server(server)).collect();
         section.set_list("backends", backends);
         self.queue(&mut section, block, &servers);
-        for (parameter, version) in [("send-proxy", "v1"), ("send-proxy-v2", "v2")] {
-            if let Some(server) = servers.iter().find(|s| s.get(parameter).is_some()) {
-                let place = server.place_of(parameter);
-                section.set("send_proxy", quoted(version), place);
-                if servers.iter().any(|s| s.get(parameter).is_none()) {
-                    let text = "`send-proxy` holds for all backends of an upstream";
-                    self.note(List::Differs, place, text);
-                }
-                break;
-            }
+        if let Some((parameter, version)) = proxy {
+            section.set(
+                "send_proxy",
+                quoted(version),
+                servers[0].place_of(parameter),
+            );
         }
         let checked = servers.iter().find(|server| server.is_checked());
         if let Some(server) = checked {
@@ -219,10 +224,7 @@ impl Import<'_> {
     }
 
     fn balance(&mut self, section: &mut Section, block: &Block) {
-        let sticky = block
-            .lines
-            .iter()
-            .find(|l| l.word(0) == "stick" && l.word(1) == "on" && l.word(2) == "src");
+        let sticky = block.lines.iter().find(|line| is_stick(line));
         let hash_type = block.last("hash-type");
         let consistent = hash_type.is_some_and(|line| line.word(1) == "consistent");
         let line = sticky.or(block.last("balance"));
@@ -232,7 +234,8 @@ impl Import<'_> {
         let algorithm = line.word(1).split('(').next().unwrap_or_default();
         let policy = match (line.word(0), algorithm) {
             ("stick", _) => {
-                self.differs(line, "a hash: a new server moves some clients");
+                self.differs(line, "a hash instead of a table: a new server gets some of the clients, and one that is \
+                     back gets its own again");
                 for table in block.lines.iter().filter(|l| l.word(0) == "stick-table") {
                     self.harmless(table, "a hash needs none");
                 }
@@ -318,4 +321,15 @@ fn one_by_one<'a>(block: &Block, servers: &'a [Server]) -> Option<&'a Server> {
     let regular = servers.iter().filter(|server| !is_backup(server)).count();
     let second = servers.iter().filter(is_backup).nth(1);
     second.filter(|_| regular <= 1 && block.last("option allbackups").is_none())
+}
+
+/// Whether this line has clients stick to servers by their addresses.
+pub(super) fn is_stick(line: &Line) -> bool {
+    line.word(0) == "stick" && line.word(1) == "on" && line.word(2) == "src"
+}
+
+/// The parameter that has a server get a PROXY header, and the version.
+fn proxy_version(server: &Server) -> Option<(&'static str, &'static str)> {
+    let mut versions = [("send-proxy", "v1"), ("send-proxy-v2", "v2")].into_iter();
+    versions.find(|(parameter, _)| server.get(parameter).is_some())
 }

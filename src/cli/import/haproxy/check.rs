@@ -340,9 +340,11 @@ fn dialogue(import: &mut Import<'_>, section: &mut Section, block: &Block, optio
                     section.set("replicating", "false", &option.place);
                 }
             }
-            if dialogue.sends("AUTH") {
-                let text = "`AUTH`: write `password_file` in the check";
-                import.note(List::Lost, &option.place, text);
+            let sends = |line: &&Line| line.word(0) == "tcp-check" && line.text().contains("AUTH");
+            if let Some(line) = block.lines.iter().find(sends) {
+                let text = "the password: write it into a file, and password_file = \"PATH\" into \
+                            the check";
+                import.note(List::Lost, &line.place, text);
             }
         }
         (false, [], []) if dialogue.other.is_none() => {

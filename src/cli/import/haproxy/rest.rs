@@ -1,6 +1,6 @@
 //! What remains of a section when its listener or upstream is made: each line is in a list.
 
-use super::{Import, check, frontend::only_backend, log, syntax::Block};
+use super::{Import, backend::is_stick, check, frontend::only_backend, log, syntax::Block};
 
 /// Lines that need nothing, by their first words.
 const HARMLESS: [(&str, &str); 20] = [
@@ -80,6 +80,10 @@ impl Import<'_> {
                         line,
                         "another check takes its place, or no server has `check`",
                     );
+                }
+                ("balance", _) if block.lines.iter().any(is_stick) => {
+                    let text = "`stick on src` decides: a new client goes by its hash, too";
+                    self.differs(line, text);
                 }
                 ("balance" | "hash-type", _) => {
                     self.harmless(line, "something else selects the backend");

@@ -19,6 +19,33 @@ impl Line {
         self.words.join(" ")
     }
 
+    /// The text as it is quoted in lists: without a password.
+    pub(super) fn shown(&self) -> String {
+        let secret = match (self.word(0), self.word(1)) {
+            ("user", _) => self
+                .words
+                .iter()
+                .rposition(|word| word.contains("password")),
+            ("stats", "auth") => Some(1),
+            ("tcp-check" | "http-check", _) => {
+                let is_login = |word: &String| {
+                    let word = word.trim_start().to_ascii_uppercase();
+                    word.starts_with("AUTH") || word.contains("AUTHORIZATION")
+                };
+                self.words.iter().position(is_login)
+            }
+            _ => None,
+        };
+        match secret {
+            None => self.text(),
+            Some(at) => {
+                let before = self.words[..at].join(" ");
+                let word = self.words[at].split_whitespace().next().unwrap_or_default();
+                format!("{before} {word} ***")
+            }
+        }
+    }
+
     /// What one line of a section overrides of another: `timeout client` and `option tcpka` are
     /// two things each.
     pub(super) fn key(&self) -> String {
