@@ -130,9 +130,7 @@ pub(super) fn render(state: &State) -> String {
                 size(b.received_bytes),
                 size(b.sent_bytes),
                 state = b.state,
-                since = b
-                    .state_seconds
-                    .map_or_else(String::new, |s| format!(" for {}", span(s))),
+                since = since(b.state_seconds),
             );
         }
         out.push_str("</table>");
@@ -149,6 +147,10 @@ fn describe_source(discovery: &status::Discovery) -> String {
 /// How many of them the configuration has.
 fn named(backends: &[status::Backend]) -> usize {
     backends.iter().filter(|b| b.state != "removed").count()
+}
+
+fn since(seconds: Option<f64>) -> String {
+    seconds.map_or_else(String::new, |seconds| format!(" for {}", span(seconds)))
 }
 
 fn datagrams(out: &mut String, listeners: &[status::Listener]) {

@@ -493,7 +493,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_becomes_of_sessions_is_said() {
+    fn a_note_tells_what_becomes_of_sessions() {
         let notes = |state: &str, after: Value, without: Value| {
             let change = json!({ "upstream": "u", "backend": "b:1", "admin_state": state,
                 "from": "up", "state": "drained", "connections": 2,

@@ -17,7 +17,7 @@ const CAP_NET_BIND_SERVICE: u32 = 10;
 #[derive(Debug, Default)]
 pub struct Obstacles {
     pub errors: Vec<StartError>,
-    /// They are none where the sockets are passed by a service manager, or an interface comes later.
+    /// They are none where a service manager passes the sockets, or an interface comes later.
     pub warnings: Vec<StartError>,
 }
 

@@ -50,8 +50,8 @@ fn wait_readable(file: &File, limit: Duration) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::TimedOut, text))
 }
 
-/// Makes the folder of a file, below one that is there. Where that is not possible the error is that
-/// of the file.
+/// Makes the folder of a file, below one that is there. Where that is not possible the error is
+/// that of the file.
 pub fn make_folder_of(path: &Path) {
     if let Some(folder) = missing_folder_of(path) {
         let mode = Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH;

@@ -50,8 +50,8 @@ pub fn usage() -> Usage {
     }
 }
 
-/// Whether the process has the capability of this number, as in capability(7). Where the system does
-/// not say, it is taken to have it.
+/// Whether the process has the capability of this number, as in capability(7). Where the system
+/// does not say, it is taken to have it.
 pub fn has_capability(number: u32) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status

@@ -587,7 +587,7 @@ mod tests {
 
     /// Other values of checks, addresses of a listener with other parameters.
     #[test]
-    fn what_is_of_one_server_or_address_is_said() {
+    fn what_is_of_one_server_or_address_is_listed() {
         let (_, lists) = imported(
             "listen a\n bind :1\n bind :2 accept-proxy\n timeout client 0\n\
              server a 10.0.0.1:1 check inter 3s\n\

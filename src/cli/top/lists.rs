@@ -215,8 +215,8 @@ fn backend(upstream: &str, b: &Backend, data: &Data) -> Entry {
     if let Some(check) = &b.last_check {
         let (result, transcript) = (shown(&check.result), shown(&check.transcript));
         // Where it is why the backend is out, it is there already.
-        let is_said = !transcript.is_empty() && b.why.contains(&*check.transcript);
-        if !is_said {
+        let is_shown = !transcript.is_empty() && b.why.contains(&*check.transcript);
+        if !is_shown {
             detail.push(format!("check: {result}, {transcript}"));
         }
     }
