@@ -11,7 +11,7 @@ mod syntax;
 
 use super::document::{Document, List, Place, Section};
 use crate::config::text::quote::quoted;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use syntax::{Block, Line};
 
 /// Converts the text of a file; `origin` is its name. An error is a whole message.
@@ -106,10 +106,14 @@ impl Import<'_> {
 
     /// Sections that no listener has asked for.
     fn unused(&mut self, blocks: &[Block]) {
+        let mut names = HashSet::new();
         for block in blocks {
             let is_made = self.made.contains_key(&block.name);
             let mut lines = block.lines.iter();
             match block.kind.as_str() {
+                "backend" if !names.insert(&block.name) => {
+                    self.whole(List::Lost, block, "another `backend` has the same name");
+                }
                 "backend" if is_made => self.carried(&block.header),
                 "backend" => {
                     let text = "no section that is imported uses it";
