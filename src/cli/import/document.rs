@@ -276,6 +276,10 @@ impl Document {
         let mut report = Report::default();
         let mut covered = HashSet::<&Place>::new();
         for (block, inside) in &self.whole {
+            // What is noted for several listeners is one entry.
+            if covered.contains(block) {
+                continue;
+            }
             let list = verdict(notes.get(block).map_or(&[], Vec::as_slice)).0;
             let is_open = |place: &&Place| !notes.contains_key(*place) && !covered.contains(place);
             let mut inside: Vec<&Place> = inside.iter().filter(is_open).collect();

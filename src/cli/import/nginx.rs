@@ -267,8 +267,9 @@ impl<'a> Import<'a> {
         self.document.note(List::Unneeded, &directive.place, why);
     }
 
+    /// With what is in it, where it is a block.
     fn lost(&mut self, directive: &Directive, why: &str) {
-        self.document.note(List::Lost, &directive.place, why);
+        self.whole(List::Lost, directive, why);
     }
 
     /// A block with everything in it of which nothing else is said.
