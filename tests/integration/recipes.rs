@@ -346,7 +346,8 @@ fn commands_of_the_pages_succeed() {
             let command = command
                 .replace("/etc/tembuku/tembuku.toml", one)
                 .replace("-c tembuku.toml", &format!("-c {one}"))
-                .replace("-c FILE", &format!("-c {one}"));
+                .replace("-c FILE", &format!("-c {one}"))
+                .replace("--listener NAME", "--listener cache");
             println!("{}: {command}", page.file_name().unwrap().display());
             let output = run(secs(60), place.command(&command));
             let code = output.status.code();

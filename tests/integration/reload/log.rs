@@ -73,24 +73,24 @@ fn the_access_log_follows_and_sessions_keep_theirs() {
 fn an_access_log_that_cannot_be_opened_refuses_the_reload() {
     let setup = setup();
     let before = setup.status();
-    set_log(&setup, "access = \"/nonexistent/access.log\"");
+    set_log(&setup, "access = \"/dev/null/access.log\"");
     let printed = setup.fail_to_reload();
     assert!(
         printed.contains("`access` in [log]: cannot open"),
         "{printed}"
     );
-    assert!(printed.contains("/nonexistent/access.log"), "{printed}");
+    assert!(printed.contains("/dev/null/access.log"), "{printed}");
     assert_eq!(setup.status(), before);
     // The key that names it is named.
     set_log(&setup, "");
-    let key = "access_log = \"/nonexistent/other.log\"\n";
+    let key = "access_log = \"/dev/null/other.log\"\n";
     let config = setup.config();
     let begin = config.find("upstream = ").unwrap();
     let config = format!("{}{key}{}", &config[..begin], &config[begin..]);
     setup.write(&config);
     let printed = setup.fail_to_reload();
     assert!(printed.contains(": `access_log`: cannot open"), "{printed}");
-    assert!(printed.contains("/nonexistent/other.log"), "{printed}");
+    assert!(printed.contains("/dev/null/other.log"), "{printed}");
     assert_eq!(setup.status(), before);
 }
 
