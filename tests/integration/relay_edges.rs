@@ -528,9 +528,8 @@ fn a_client_that_resets_while_its_upload_waits_costs_nothing() {
     let mut backend = streams.recv_timeout(secs(10)).unwrap();
     let sent = fill(&mut client);
     reset(client);
-    // Only now does a write find that the client is gone.
+    // A write may find that the client is gone, if its reset has not been noted yet.
     backend.write_all(b"hello").unwrap();
-    tembuku.wait_metric("backend_received_bytes_total", &[], |n| n == 5.0);
     println!("{sent} bytes wait");
     assert_does_not_spin(&tembuku);
     drop(backend);
