@@ -109,7 +109,7 @@ impl Sessions {
     }
 
     pub fn remove(&self, session: &Session) {
-        self.tables.at(session.shard.into()).remove(session.slot);
+        // Before it is out of the table: what is not found any more is not counted either.
         match session.origin.kind {
             SessionKind::Connection => {
                 self.descriptors.give_back_of_connection();
@@ -117,6 +117,7 @@ impl Sessions {
             }
             SessionKind::Flow => self.flows.give_back(),
         }
+        self.tables.at(session.shard.into()).remove(session.slot);
     }
 
     fn count_in(&self, kind: SessionKind) -> Result<(), RejectReason> {

@@ -67,6 +67,8 @@ pub struct SessionSender {
     /// Messages that were not answered, in their order.
     unanswered: VecDeque<Offer>,
     refused: AHashSet<u64>,
+    /// Taken, and perhaps not closed here yet.
+    taken: AHashSet<u64>,
     report: SessionsReport,
     /// `None`: this process gives places still, and sessions that wait stay.
     places: Option<PlacesReport>,
@@ -117,6 +119,7 @@ impl SessionSender {
             candidates: Vec::new(),
             unanswered: VecDeque::new(),
             refused: AHashSet::new(),
+            taken: AHashSet::new(),
             report: SessionsReport::default(),
             places: None,
         }
@@ -204,11 +207,11 @@ impl SessionSender {
         }
     }
 
-    /// The sockets of sessions that were taken are closed by their workers.
-    fn wait_until_closed(&self) {
+    /// The sockets of sessions that were taken are closed by their workers, and counted until then.
+    fn wait_until_closed(&mut self) {
         let deadline = Instant::now() + CLOSED;
-        let is_left =
-            |session: &Session| session.is_to_leave() && session.phase() == Phase::Relaying;
+        let taken = std::mem::take(&mut self.taken);
+        let is_left = |session: &Session| taken.contains(&session.id);
         while !self.sessions.find(is_left).is_empty() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(1));
         }
@@ -430,6 +433,7 @@ impl SessionSender {
             let verdict = match refused {
                 None => {
                     self.report.taken += 1;
+                    self.taken.insert(id);
                     HandoverAnswer::Taken
                 }
                 Some(reason) => {
