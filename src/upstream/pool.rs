@@ -122,7 +122,7 @@ struct Inner {
     start_verdict: Option<Verdict>,
     /// For what reasons flows move to another backend.
     moves: plan::FlowsMove,
-    /// Whether the admission of all endpoints is [`Admission::Full`]: what a pick finds most of the
+    /// Whether the admission of all endpoints is `Admission::Full`: what a pick finds most of the
     /// time, and then need not examine each.
     fast_path: bool,
     /// Whether endpoints may have ceilings.
