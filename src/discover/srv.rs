@@ -151,7 +151,7 @@ impl SrvRecords {
         }
         // The reply to the other question says that there is no such name.
         failed.retain(|(name, ..): &Open| !nowhere.contains(name));
-        // Of several failures always the same one is told.
+        // Of several failures the first in order is reported.
         failed.sort_by_key(|(name, kind, _)| (name.clone(), *kind == RecordType::Aaaa));
         let has_any = |name: &Name| {
             let known = kinds.map(|kind| self.known.get(&(name.clone(), kind)));
