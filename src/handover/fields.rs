@@ -97,7 +97,7 @@ macro_rules! field {
     (has inline, $type:ty, $tag:expr) => {
         <$type as $crate::handover::fields::Fields>::has($tag)
     };
-    (has [$first:literal, $second:literal], $type:ty, $tag:expr) => {
+    (has [$first:tt, $second:tt], $type:ty, $tag:expr) => {
         $crate::handover::fields::tag!([$first, $second]).contains(&$tag)
     };
     (has $own:tt, $type:ty, $tag:expr) => {
@@ -106,7 +106,7 @@ macro_rules! field {
 }
 
 macro_rules! tag {
-    ([$first:literal, $second:literal]) => {
+    ([$first:tt, $second:tt]) => {
         [
             $crate::handover::fields::tag!($first),
             $crate::handover::fields::tag!($second),
@@ -125,17 +125,36 @@ pub(super) use {field, record, tag};
 /// The field of the records of a list.
 const ITEM: Tag = Tag::new(1);
 
+/// The same, of a list that its reader has to know.
+const REQUIRED_ITEM: Tag = Tag::required(1);
+
 /// A message that is a list of records.
-pub fn write_list<T: Fields>(items: &[T]) -> Vec<u8> {
+pub fn write_list<'a, T: Fields + 'a>(items: impl IntoIterator<Item = &'a T>) -> Vec<u8> {
+    write_items(ITEM, items)
+}
+
+pub fn read_list<T: Fields>(bytes: &[u8]) -> Result<Vec<T>, Malformed> {
+    read_items(ITEM, bytes)
+}
+
+pub fn write_required_list<'a, T: Fields + 'a>(items: impl IntoIterator<Item = &'a T>) -> Vec<u8> {
+    write_items(REQUIRED_ITEM, items)
+}
+
+pub fn read_required_list<T: Fields>(bytes: &[u8]) -> Result<Vec<T>, Malformed> {
+    read_items(REQUIRED_ITEM, bytes)
+}
+
+fn write_items<'a, T: Fields + 'a>(item: Tag, items: impl IntoIterator<Item = &'a T>) -> Vec<u8> {
     let mut writer = Writer::new();
-    for item in items {
-        item.write_value(ITEM, &mut writer);
+    for value in items {
+        value.write_value(item, &mut writer);
     }
     writer.into_bytes()
 }
 
-pub fn read_list<T: Fields>(bytes: &[u8]) -> Result<Vec<T>, Malformed> {
-    Vec::read_field(ITEM, &Record::parse_with(bytes, |tag| tag == ITEM)?)
+fn read_items<T: Fields>(item: Tag, bytes: &[u8]) -> Result<Vec<T>, Malformed> {
+    Vec::read_field(item, &Record::parse(bytes, &[item])?)
 }
 
 impl<T: Fields> Value for T {
@@ -297,6 +316,22 @@ impl<A: Value, B: Value> Field<[Tag; 2]> for (A, Option<B>) {
     }
 }
 
+/// Both are there.
+impl<T: Value> Field<[Tag; 2]> for [T; 2] {
+    fn write_field(&self, tags: [Tag; 2], w: &mut Writer) {
+        for (value, tag) in self.iter().zip(tags) {
+            value.write_value(tag, w);
+        }
+    }
+
+    fn read_field([first, second]: [Tag; 2], record: &Record<'_>) -> Result<Self, Malformed> {
+        Ok([
+            T::read_field(first, record)?,
+            T::read_field(second, record)?,
+        ])
+    }
+}
+
 /// Eight bytes, whatever the type.
 macro_rules! numbers {
     ($($type:ty)*) => {
@@ -407,7 +442,7 @@ impl RareFlag {
 
 impl Value for f64 {
     fn write_value(&self, tag: Tag, w: &mut Writer) {
-        w.f64(tag, *self);
+        w.u64(tag, self.to_bits());
     }
 
     fn read_value(bytes: &[u8], tag: Tag) -> Result<Self, Malformed> {
@@ -417,7 +452,8 @@ impl Value for f64 {
 
 impl Value for Duration {
     fn write_value(&self, tag: Tag, w: &mut Writer) {
-        w.duration(tag, *self);
+        // 584 years.
+        w.u64(tag, u64::try_from(self.as_nanos()).unwrap_or(u64::MAX));
     }
 
     fn read_value(bytes: &[u8], tag: Tag) -> Result<Self, Malformed> {
@@ -433,6 +469,16 @@ impl Value for String {
     fn read_value(bytes: &[u8], tag: Tag) -> Result<Self, Malformed> {
         let text = str::from_utf8(bytes).map_err(|_| Malformed::Value(tag))?;
         Ok(text.to_owned())
+    }
+}
+
+impl Value for Box<[u8]> {
+    fn write_value(&self, tag: Tag, w: &mut Writer) {
+        w.bytes(tag, self);
+    }
+
+    fn read_value(bytes: &[u8], _: Tag) -> Result<Self, Malformed> {
+        Ok(bytes.into())
     }
 }
 
@@ -489,5 +535,62 @@ impl Value for SocketAddr {
         let flow = u32::from_le_bytes([a, b, c, d]);
         let scope = u32::from_le_bytes([e, f, g, h]);
         Ok(SocketAddrV6::new(ip.into(), port, flow, scope).into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    record! {
+        #[derive(Debug, PartialEq)]
+        Example {
+            small: u8 = (required 1),
+            text: Option<String> = 2,
+            amount: f64 = 3,
+            pair: [Duration; 2] = [(required 4), 5],
+            bytes: Box<[u8]> = 6,
+            inner: Vec<Inner> = 7,
+        }
+    }
+
+    record! {
+        #[derive(Debug, PartialEq)]
+        Inner {
+            number: u64 = 1,
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for text in [None, Some("ü".to_owned())] {
+            let example = Example {
+                small: 7,
+                text,
+                amount: 0.5,
+                pair: [Duration::from_nanos(1), Duration::from_secs(2)],
+                bytes: [].into(),
+                inner: vec![Inner { number: 1 }, Inner { number: 2 }],
+            };
+            assert_eq!(Example::read(&example.write()), Ok(example));
+        }
+    }
+
+    #[test]
+    fn values_of_other_types_are_errors() {
+        let (small, text) = (Tag::required(1), Tag::new(2));
+        let error = |fields: &[(Tag, &[u8])]| {
+            let mut w = Writer::new();
+            for (tag, bytes) in fields {
+                w.bytes(*tag, bytes);
+            }
+            Example::read(&w.into_bytes()).expect_err("no example")
+        };
+        let number = |n: u64| n.to_le_bytes();
+        assert_eq!(error(&[]), Malformed::Missing(small));
+        assert_eq!(error(&[(small, &number(256))]), Malformed::Value(small));
+        assert_eq!(error(&[(small, &[0xff, 2])]), Malformed::Length(small));
+        let broken = error(&[(small, &number(1)), (text, &[0xff])]);
+        assert_eq!(broken, Malformed::Value(text));
     }
 }

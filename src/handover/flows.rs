@@ -192,7 +192,7 @@ impl Fields for FlowProgress {
                 .map_or(0, |micros| micros.saturating_add(1)),
         ];
         w.numbers(PROGRESS, numbers);
-        w.optional_text(RETIRED, self.retired.as_deref());
+        self.retired.write_field(RETIRED, w);
     }
 
     fn read_fields(r: &Record<'_>) -> Result<Self, Malformed> {
@@ -225,7 +225,7 @@ impl Fields for FlowProgress {
             drops: small(drops)?,
             first_reply_micros: first_reply.checked_sub(1),
             flags: FlowFlags::of(flags),
-            retired: r.optional_text(RETIRED)?.map(str::to_owned),
+            retired: Option::read_field(RETIRED, r)?,
         })
     }
 

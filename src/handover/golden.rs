@@ -15,8 +15,9 @@ use super::{
     record::Malformed,
     remainder::Remainder,
     session::{
-        AddressRecord, AttemptRecord, BackendRecord, PeerRecord, SocketRecord,
-        waiting::{self, WaitRecord, WaitingRecord},
+        AddressRecord, AttemptRecord, BackendRecord, PeerRecord, SocketRecord, read_all,
+        waiting::{WaitRecord, WaitingRecord},
+        write_all,
     },
 };
 use std::{env, fmt::Debug, fs, path::PathBuf, time::Duration};
@@ -116,8 +117,8 @@ fn waiting_session() -> WaitingRecord {
         peer: PeerRecord::Ip("192.0.2.1:50000".parse().expect("an address")),
         named: Some(PeerRecord::Unix),
         server_port: Some(5432),
-        header: Some(b"header".to_vec()),
-        payload: b"hello".to_vec(),
+        header: Some((*b"header").into()),
+        payload: (*b"hello").into(),
         attempts: vec![AttemptRecord {
             backend: BackendRecord {
                 text: "unix:/run/db".to_owned(),
@@ -186,14 +187,9 @@ fn released_formats_of_state_are_read() {
     }];
     let write = |places: &Vec<PlacesRecord>| places::write(places);
     check(Kind::Places, 1, &places, write, places::read);
-    let write = |waiting: &Vec<WaitingRecord>| waiting::write_all(waiting);
-    check(
-        Kind::Waiting,
-        1,
-        &vec![waiting_session()],
-        write,
-        waiting::read_all,
-    );
+    let waiting = vec![waiting_session()];
+    let write = |waiting: &Vec<WaitingRecord>| write_all(waiting);
+    check(Kind::Waiting, 1, &waiting, write, read_all);
     let pools = vec![pools::tests::full()];
     let write = |records: &Vec<pools::PoolRecord>| pools::write(records);
     check(Kind::Pools, 2, &pools, write, pools::read);

@@ -1,7 +1,6 @@
 //! What a message is: its kind, the version of its format, a body (mostly a
 //! [record](super::record)) and descriptors.
 
-use super::record::{Malformed, Record, Tag};
 use std::{fmt, os::fd::OwnedFd, vec};
 
 /// With one message. The kernel takes 253.
@@ -107,13 +106,6 @@ pub struct Message {
     pub descriptors: Vec<OwnedFd>,
     /// Descriptors of it were lost on the way.
     pub is_short: bool,
-}
-
-impl Message {
-    /// The body as a record. `known`: the tags that the caller reads.
-    pub fn record(&self, known: &[Tag]) -> Result<Record<'_>, Malformed> {
-        Record::parse(&self.body, known)
-    }
 }
 
 /// Gives out the descriptors of a message in their order, as the records of its body name them.

@@ -5,7 +5,7 @@
 //! tag: u16   length: u32   value: `length` bytes       all little-endian
 //! ```
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
 /// The name of a field within its record.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -92,57 +92,16 @@ impl Writer {
         self.0
     }
 
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     pub fn u64(&mut self, tag: Tag, value: u64) -> &mut Self {
         self.bytes(tag, &value.to_le_bytes())
-    }
-
-    /// Nothing is written for `None`.
-    pub fn optional_u64(&mut self, tag: Tag, value: Option<u64>) -> &mut Self {
-        if let Some(value) = value {
-            self.u64(tag, value);
-        }
-        self
-    }
-
-    pub fn f64(&mut self, tag: Tag, value: f64) -> &mut Self {
-        self.u64(tag, value.to_bits())
     }
 
     pub fn flag(&mut self, tag: Tag, value: bool) -> &mut Self {
         self.bytes(tag, &[u8::from(value)])
     }
 
-    pub fn duration(&mut self, tag: Tag, value: Duration) -> &mut Self {
-        // 584 years.
-        self.u64(tag, u64::try_from(value.as_nanos()).unwrap_or(u64::MAX))
-    }
-
-    /// Nothing is written for `None`.
-    pub fn optional_duration(&mut self, tag: Tag, value: Option<Duration>) -> &mut Self {
-        if let Some(value) = value {
-            self.duration(tag, value);
-        }
-        self
-    }
-
     pub fn text(&mut self, tag: Tag, value: &str) -> &mut Self {
         self.bytes(tag, value.as_bytes())
-    }
-
-    /// Nothing is written for `None`.
-    pub fn optional_text(&mut self, tag: Tag, value: Option<&str>) -> &mut Self {
-        if let Some(value) = value {
-            self.text(tag, value);
-        }
-        self
     }
 
     /// `value`: below 4 GiB.
@@ -154,7 +113,7 @@ impl Writer {
 
     /// Several numbers in one field, eight bytes each.
     pub fn numbers(&mut self, tag: Tag, values: impl IntoIterator<Item = u64>) -> &mut Self {
-        self.with(tag, |bytes| {
+        self.record(tag, |bytes| {
             let values = values.into_iter().flat_map(u64::to_le_bytes);
             bytes.0.extend(values);
         })
@@ -162,34 +121,17 @@ impl Writer {
 
     /// A record within this one.
     pub fn record(&mut self, tag: Tag, write: impl FnOnce(&mut Self)) -> &mut Self {
-        self.with(tag, write)
-    }
-
-    /// A record for each item, all with this tag.
-    pub fn list<T>(
-        &mut self,
-        tag: Tag,
-        items: impl IntoIterator<Item = T>,
-        mut write: impl FnMut(T, &mut Self),
-    ) -> &mut Self {
-        for item in items {
-            self.with(tag, |writer| write(item, writer));
-        }
-        self
-    }
-
-    fn head(&mut self, tag: Tag, length: u32) {
-        self.0.extend_from_slice(&tag.0.to_le_bytes());
-        self.0.extend_from_slice(&length.to_le_bytes());
-    }
-
-    fn with(&mut self, tag: Tag, write: impl FnOnce(&mut Self)) -> &mut Self {
         self.head(tag, 0);
         let start = self.0.len();
         write(self);
         let length = u32::try_from(self.0.len() - start).unwrap_or(u32::MAX);
         self.0[start - 4..start].copy_from_slice(&length.to_le_bytes());
         self
+    }
+
+    fn head(&mut self, tag: Tag, length: u32) {
+        self.0.extend_from_slice(&tag.0.to_le_bytes());
+        self.0.extend_from_slice(&length.to_le_bytes());
     }
 }
 
@@ -236,32 +178,6 @@ impl<'a> Record<'a> {
         self.optional_bytes(tag).ok_or(Malformed::Missing(tag))
     }
 
-    pub fn optional_u64(&self, tag: Tag) -> Result<Option<u64>, Malformed> {
-        let Some(value) = self.optional_bytes(tag) else {
-            return Ok(None);
-        };
-        let value = value.try_into().map_err(|_| Malformed::Length(tag))?;
-        Ok(Some(u64::from_le_bytes(value)))
-    }
-
-    pub fn u64(&self, tag: Tag) -> Result<u64, Malformed> {
-        self.optional_u64(tag)?.ok_or(Malformed::Missing(tag))
-    }
-
-    /// A number of a smaller type.
-    pub fn number<T: TryFrom<u64>>(&self, tag: Tag) -> Result<T, Malformed> {
-        T::try_from(self.u64(tag)?).map_err(|_| Malformed::Value(tag))
-    }
-
-    pub fn optional_number<T: TryFrom<u64>>(&self, tag: Tag) -> Result<Option<T>, Malformed> {
-        let value = self.optional_u64(tag)?.map(T::try_from).transpose();
-        value.map_err(|_| Malformed::Value(tag))
-    }
-
-    pub fn f64(&self, tag: Tag) -> Result<f64, Malformed> {
-        self.u64(tag).map(f64::from_bits)
-    }
-
     /// `false` where the field is absent.
     pub fn flag(&self, tag: Tag) -> Result<bool, Malformed> {
         match self.optional_bytes(tag) {
@@ -270,30 +186,6 @@ impl<'a> Record<'a> {
             Some([_]) => Err(Malformed::Value(tag)),
             Some(_) => Err(Malformed::Length(tag)),
         }
-    }
-
-    pub fn optional_duration(&self, tag: Tag) -> Result<Option<Duration>, Malformed> {
-        Ok(self.optional_u64(tag)?.map(Duration::from_nanos))
-    }
-
-    pub fn duration(&self, tag: Tag) -> Result<Duration, Malformed> {
-        self.u64(tag).map(Duration::from_nanos)
-    }
-
-    pub fn optional_text(&self, tag: Tag) -> Result<Option<&'a str>, Malformed> {
-        let text = self.optional_bytes(tag).map(str::from_utf8).transpose();
-        text.map_err(|_| Malformed::Value(tag))
-    }
-
-    pub fn text(&self, tag: Tag) -> Result<&'a str, Malformed> {
-        self.optional_text(tag)?.ok_or(Malformed::Missing(tag))
-    }
-
-    /// All text fields with the tag.
-    pub fn texts(&self, tag: Tag) -> Result<Vec<&'a str>, Malformed> {
-        let texts = self.all(tag).map(str::from_utf8);
-        let texts: Result<_, _> = texts.collect();
-        texts.map_err(|_| Malformed::Value(tag))
     }
 
     /// None where the field is absent.
@@ -306,34 +198,7 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// The record in this field. `known`: the tags of that record which the caller reads.
-    pub fn optional_record(
-        &self,
-        tag: Tag,
-        known: &[Tag],
-    ) -> Result<Option<Record<'a>>, Malformed> {
-        let value = self.optional_bytes(tag);
-        value.map(|value| Record::parse(value, known)).transpose()
-    }
-
-    pub fn record(&self, tag: Tag, known: &[Tag]) -> Result<Record<'a>, Malformed> {
-        self.optional_record(tag, known)?
-            .ok_or(Malformed::Missing(tag))
-    }
-
-    /// All records with this tag, in their order.
-    pub fn list<T>(
-        &self,
-        tag: Tag,
-        known: &[Tag],
-        read: impl Fn(&Record<'a>) -> Result<T, Malformed>,
-    ) -> Result<Vec<T>, Malformed> {
-        let items = self.all(tag);
-        items
-            .map(|value| read(&Record::parse(value, known)?))
-            .collect()
-    }
-
+    /// Of all fields with the tag, in their order.
     pub fn all(&self, tag: Tag) -> impl Iterator<Item = &'a [u8]> {
         let fields = self.0.iter().filter(move |(t, _)| *t == tag);
         fields.map(|(_, value)| *value)
@@ -356,30 +221,23 @@ mod tests {
     #[test]
     fn fields_are_read_as_they_were_written() {
         let mut w = Writer::new();
-        w.u64(Tag::new(1), 7).flag(Tag::new(2), true);
-        w.f64(Tag::new(3), 0.5).text(Tag::new(4), "ü");
-        w.duration(Tag::new(5), Duration::from_millis(3));
-        w.numbers(Tag::new(6), [1, 2, 3]).bytes(Tag::new(7), b"\0");
-        w.list(Tag::new(8), ["a", "b"], |text, w| {
-            w.text(A, text);
+        w.u64(A, 7).text(B, "ü").flag(C, true).text(B, "second");
+        w.numbers(Tag::new(6), [1, 2, 3]).record(Tag::new(8), |w| {
+            w.text(A, "a");
         });
-        w.optional_u64(Tag::new(9), None)
-            .text(Tag::new(4), "second");
-        let known: Vec<Tag> = (1..=9).map(Tag::new).collect();
-        let r = parse(&w, &known).expect("a record");
-        assert_eq!(r.u64(Tag::new(1)), Ok(7));
-        assert_eq!(r.number::<u8>(Tag::new(1)), Ok(7));
-        assert_eq!(r.flag(Tag::new(2)), Ok(true));
-        assert_eq!(r.f64(Tag::new(3)), Ok(0.5));
-        assert_eq!(r.text(Tag::new(4)), Ok("ü"));
-        assert_eq!(r.texts(Tag::new(4)), Ok(vec!["ü", "second"]));
-        assert_eq!(r.duration(Tag::new(5)), Ok(Duration::from_millis(3)));
+        let r = parse(&w, &[A, B, C, Tag::new(6), Tag::new(8)]).expect("a record");
+        assert_eq!(r.bytes(A), Ok(&7_u64.to_le_bytes()[..]));
+        assert_eq!(r.bytes(B), Ok("ü".as_bytes()));
+        let texts: Vec<_> = r.all(B).collect();
+        assert_eq!(texts, ["ü".as_bytes(), b"second"]);
+        assert_eq!(r.flag(C), Ok(true));
         assert_eq!(r.numbers(Tag::new(6)), Ok(vec![1, 2, 3]));
-        assert_eq!(r.bytes(Tag::new(7)), Ok(&b"\0"[..]));
-        let texts = r.list(Tag::new(8), &[A], |item| item.text(A));
-        assert_eq!(texts, Ok(vec!["a", "b"]));
-        assert_eq!(r.optional_u64(Tag::new(9)), Ok(None));
-        assert_eq!(r.u64(Tag::new(9)), Err(Malformed::Missing(Tag::new(9))));
+        let inner = r.bytes(Tag::new(8)).expect("a field");
+        let inner = Record::parse(inner, &[A]).expect("a record");
+        assert_eq!(inner.bytes(A), Ok(&b"a"[..]));
+        assert_eq!(r.bytes(Tag::new(9)), Err(Malformed::Missing(Tag::new(9))));
+        assert_eq!(r.numbers(Tag::new(9)), Ok(vec![]));
+        assert_eq!(r.flag(Tag::new(9)), Ok(false));
     }
 
     #[test]
@@ -387,7 +245,8 @@ mod tests {
         let mut w = Writer::new();
         w.u64(A, 1).u64(B, 2);
         let r = parse(&w, &[A]).expect("B is skipped");
-        assert_eq!((r.u64(A), r.optional_u64(B)), (Ok(1), Ok(None)));
+        assert_eq!(r.bytes(A), Ok(&1_u64.to_le_bytes()[..]));
+        assert_eq!(r.optional_bytes(B), None);
         w.u64(C, 3);
         assert!(matches!(parse(&w, &[A]), Err(Malformed::NotUnderstood(C))));
         assert!(parse(&w, &[A, C]).is_ok());
@@ -396,14 +255,11 @@ mod tests {
     #[test]
     fn values_of_other_types_are_errors() {
         let mut w = Writer::new();
-        w.u64(A, 256).bytes(B, &[0xff, 2]);
+        w.bytes(A, &[2]).bytes(B, &[0xff, 2]);
         let r = parse(&w, &[A, B]).expect("a record");
-        assert_eq!(r.number::<u8>(A), Err(Malformed::Value(A)));
-        assert_eq!(r.u64(B), Err(Malformed::Length(B)));
+        assert_eq!(r.flag(A), Err(Malformed::Value(A)));
         assert_eq!(r.flag(B), Err(Malformed::Length(B)));
-        assert_eq!(r.text(B), Err(Malformed::Value(B)));
         assert_eq!(r.numbers(B), Err(Malformed::Length(B)));
-        assert!(r.record(B, &[A]).is_err());
     }
 
     #[test]
@@ -411,7 +267,7 @@ mod tests {
         let mut w = Writer::new();
         w.u64(A, 1).text(B, "text");
         let ends_of_fields = [0, 14, 24];
-        for length in 0..=w.len() {
+        for length in 0..=w.0.len() {
             let cut = Record::parse(&w.0[..length], &[A, B]);
             assert_eq!(cut.is_ok(), ends_of_fields.contains(&length), "{length}");
         }
@@ -423,9 +279,7 @@ mod tests {
             let tags = [Tag::new(number), Tag::new(0), Tag::required(number)];
             if let Ok(record) = Record::parse(&bytes, &tags) {
                 for tag in tags {
-                    let _ = (record.u64(tag), record.text(tag), record.flag(tag));
-                    let _ = (record.numbers(tag), record.number::<u16>(tag));
-                    let _ = record.list(tag, &tags, |item| item.u64(tag));
+                    let _ = (record.bytes(tag), record.flag(tag), record.numbers(tag));
                 }
             }
         }

@@ -8,11 +8,7 @@ use crate::{
         claim::Claim,
         message::{Descriptors, Kind, Message},
         record::Malformed,
-        session::{
-            SessionRecord, read_all,
-            waiting::{self, WaitingRecord},
-            write_verdicts,
-        },
+        session::{SessionRecord, read_all, waiting::WaitingRecord, write_verdicts},
     },
     proxy::tcp::handover::{
         Arriving, Continuation, SessionState, Silences, Unsuitable, WaitingArrival,
@@ -134,7 +130,7 @@ impl SessionReceiver {
 
     fn read(&mut self, message: Message) -> Vec<Result<Arriving, Unsuitable>> {
         let records = match message.kind {
-            Kind::Waiting => waiting::read_all(&message.body).map(Records::Waiting),
+            Kind::Waiting => read_all(&message.body).map(Records::Waiting),
             _ => read_all(&message.body).map(Records::Relayed),
         };
         let records = match records {

@@ -7,7 +7,7 @@ use crate::{
         claim::Claim,
         message::{Kind, MOST_DESCRIPTORS, Message},
         places::{self, PlacesRecord},
-        session::{Verdicts, read_verdicts, waiting, write_all},
+        session::{Verdicts, read_verdicts, write_all},
     },
     proxy::tcp::handover::{Departing, Departure, HandoverAnswer},
     session::registry::{self, Phase, Session, Sessions},
@@ -374,7 +374,7 @@ impl SessionSender {
         });
         match states.first().map_or(Kind::Sessions, Departing::kind) {
             Kind::Waiting => {
-                let body = waiting::write_all(&waiting.collect::<Vec<_>>());
+                let body = write_all(&waiting.collect::<Vec<_>>());
                 (Kind::Waiting, WAITING_VERSION, body)
             }
             kind => (kind, self.version, write_all(&relayed.collect::<Vec<_>>())),

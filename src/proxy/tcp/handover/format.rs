@@ -4,7 +4,7 @@ use super::{AttemptState, BackendName, Connection, SessionState, Unsuitable};
 use crate::{
     handover::session::{
         AddressRecord, AttemptRecord, BackendRecord, BrokenRecord, DirectionRecord, HeldRecord,
-        PeerRecord, SessionRecord, SocketRecord, UndeliveredRecord,
+        PeerRecord, SessionRecord, SocketRecord,
     },
     plan::{
         Addr,
@@ -268,10 +268,7 @@ pub(super) fn socket(state: &StreamState, undelivered: Option<Undelivered>) -> S
         at_urgent_mark: state.at_urgent_mark,
         is_unwritable: state.is_unwritable,
         nodelay: word_of(&NODELAYS, state.nodelay),
-        undelivered: undelivered.map(|u| UndeliveredRecord {
-            progress: u.progress,
-            since: u.since,
-        }),
+        undelivered: undelivered.map(|u| (u.progress, u.since)),
     }
 }
 
@@ -288,11 +285,8 @@ pub(super) fn connection(socket: OwnedFd, record: &SocketRecord) -> Result<Conne
 }
 
 fn undelivered(record: &SocketRecord) -> Option<Undelivered> {
-    let undelivered = record.undelivered?;
-    Some(Undelivered {
-        progress: undelivered.progress,
-        since: undelivered.since,
-    })
+    let (progress, since) = record.undelivered?;
+    Some(Undelivered { progress, since })
 }
 
 fn direction(state: &DirectionState) -> DirectionRecord {

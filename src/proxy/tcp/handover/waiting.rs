@@ -123,8 +123,8 @@ impl WaitingState {
             peer: peer(self.peer),
             named: self.named.map(peer),
             server_port: self.server_port,
-            header: self.header.clone(),
-            payload: self.payload.clone(),
+            header: self.header.clone().map(Vec::into_boxed_slice),
+            payload: self.payload.clone().into(),
             attempts: self.attempts.iter().map(AttemptState::record).collect(),
             waited: self.waited,
             to_client: socket(&self.to_client.state, None),
@@ -160,7 +160,7 @@ impl WaitingArrival {
         silences: &Arc<Silences>,
     ) -> Result<Self, Unsuitable> {
         let kind = kind_of(&socket).ok_or(Unsuitable::NoConnection)?;
-        let preamble = Preamble::of(record.header.as_deref(), record.payload);
+        let preamble = Preamble::of(record.header.as_deref(), record.payload.into());
         let wait = record.wait.as_ref();
         let attempts = record.attempts.into_iter().map(AttemptState::of_record);
         let attempts: Vec<_> = attempts.collect::<Result<_, _>>()?;
