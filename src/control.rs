@@ -48,14 +48,14 @@ use crate::{
     plan::{Addr, Plan, reason::CloseReason},
     runtime::{heartbeat::Pulse, net::SocketFile},
     session::service::{ProcessContext, Service},
-    sys::{self, blocking},
+    sys::{self, blocking, mutex::Mutex},
     upstream::{health::Pace, pool::Pool},
 };
 use node::Node;
 use reload::Reloads;
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError, RwLock, Weak},
+    sync::{Arc, Weak},
     time::{Duration, Instant, SystemTime},
 };
 use tokio::sync::{Notify, mpsc};
@@ -84,7 +84,7 @@ pub struct State {
     node: Node,
     /// The rate of terminations, over all upstreams.
     pace: Arc<Mutex<Pace>>,
-    view: RwLock<Arc<View>>,
+    view: Mutex<Arc<View>>,
     /// Notified when another plan is in effect.
     plan_changed: Notify,
 }
@@ -186,18 +186,18 @@ impl State {
             ending: CancellationToken::new(),
             node: Node::new(Instant::now()),
             pace: Arc::clone(runtime.pace()),
-            view: RwLock::new(Arc::new(runtime.view())),
+            view: Mutex::new(Arc::new(runtime.view())),
             plan_changed: Notify::new(),
         }
     }
 
     /// What the plan in effect is made of now.
     pub fn view(&self) -> Arc<View> {
-        Arc::clone(&self.view.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.view.lock())
     }
 
     fn set_view(&self, view: View) {
-        *self.view.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(view);
+        let _before = std::mem::replace(&mut *self.view.lock(), Arc::new(view));
         self.node.note_change();
         self.plan_changed.notify_waiters();
     }

@@ -2,6 +2,7 @@
 
 pub mod blocking;
 pub mod files;
+pub mod mutex;
 
 pub mod datagram;
 pub mod detached;

@@ -1,10 +1,8 @@
 //! How long a connection of the admin side may last: clients that do not read must not occupy all
 //! connections for ever.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use crate::sys::mutex::Mutex;
+use std::time::{Duration, Instant};
 
 #[derive(Debug)]
 pub(super) struct Lifetime {
@@ -22,14 +20,14 @@ impl Lifetime {
 
     /// Begins again.
     pub(super) fn extend(&self) {
-        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut end = self.end.lock();
         *end = Instant::now() + self.length;
     }
 
     /// Returns when it is over.
     pub(super) async fn passed(&self) {
         loop {
-            let end = *self.end.lock().unwrap_or_else(PoisonError::into_inner);
+            let end = *self.end.lock();
             if end <= Instant::now() {
                 return;
             }

@@ -15,13 +15,13 @@ use super::{
     scrape::scrape,
     status,
 };
-use crate::control::State;
+use crate::{control::State, sys::mutex::Mutex};
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 use std::{
     fmt, io,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Condvar, PoisonError, Weak},
     task::{Context, Poll},
     time::{Instant, SystemTime},
 };
@@ -140,7 +140,7 @@ impl Renderer {
     /// `None` if it cannot be made. Dropping the future withdraws the request.
     pub(super) async fn document(&self, kind: DocumentKind, part: Part) -> Option<SharedBody> {
         let (reply, receive) = oneshot::channel();
-        self.0.lock().waiting[kind as usize].push(Request { part, reply });
+        self.0.requests.lock().waiting[kind as usize].push(Request { part, reply });
         self.0.changed.notify_one();
         receive.await.ok().map(SharedBody::new)
     }
@@ -148,19 +148,15 @@ impl Renderer {
 
 impl Drop for Renderer {
     fn drop(&mut self) {
-        self.0.lock().is_closed = true;
+        self.0.requests.lock().is_closed = true;
         self.0.changed.notify_one();
     }
 }
 
 impl Queue {
-    fn lock(&self) -> MutexGuard<'_, Requests> {
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Waits for requests, and takes those for one document, or until a sample is due.
     fn next(&self, sample_at: Instant) -> Task {
-        let mut requests = self.lock();
+        let mut requests = self.requests.lock();
         loop {
             if requests.is_closed {
                 return Task::End;
@@ -287,15 +283,11 @@ impl Document {
     }
 
     fn piece(&self, n: usize) -> Option<Bytes> {
-        self.lock().get(n).cloned()
+        self.pieces.lock().get(n).cloned()
     }
 
     fn withdraw(&self) {
-        drop(std::mem::take(&mut *self.lock()));
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Bytes>> {
-        self.pieces.lock().unwrap_or_else(PoisonError::into_inner)
+        drop(std::mem::take(&mut *self.pieces.lock()));
     }
 }
 

@@ -10,13 +10,14 @@ use crate::{
     cli::response::{self, clean},
     config::parse_rate,
     plan::counted,
+    sys::mutex::Mutex,
 };
 use clap::Args;
 use serde_json::{Map, Value, json};
 use std::{
     io::{self, IsTerminal as _},
     process::ExitCode,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -87,7 +88,7 @@ impl Progress {
     }
 
     fn show(&mut self, terminated: u64, of: u64) {
-        *self.reported.lock().unwrap_or_else(PoisonError::into_inner) = (terminated, of);
+        *self.reported.lock() = (terminated, of);
         if self.is_shown && Instant::now() >= self.next {
             self.next = Instant::now() + INTERVAL;
             complain(&format!("terminated {terminated} of {of}\n"));
@@ -104,7 +105,7 @@ fn report_interrupt(reported: &Mutex<(u64, u64)>) {
     if runtime.block_on(tokio::signal::ctrl_c()).is_err() {
         return;
     }
-    let (terminated, of) = *reported.lock().unwrap_or_else(PoisonError::into_inner);
+    let (terminated, of) = *reported.lock();
     complain(&format!(
         "stopped: terminated {terminated} of {}, the others stay\n  hint: the log of the process \
          also counts those of the last moment\n",

@@ -34,7 +34,7 @@ use crate::{
         service::ProcessContext,
         sockets::FlowSockets,
     },
-    sys,
+    sys::{self, mutex::Mutex},
     telemetry::metrics::Exporter,
     upstream::health::Pace,
 };
@@ -46,7 +46,7 @@ use std::{
     collections::BTreeMap,
     io,
     net::IpAddr,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::sync::Notify;

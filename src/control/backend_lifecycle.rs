@@ -11,11 +11,12 @@ use crate::{
         outage::{NextSession, OutageTracker},
     },
     plan::{Upstream, reason::BackendState},
+    sys::mutex::Mutex,
     upstream::pool::{AdminStateSet, Cause, Event, Pool, Transition, WeightSet},
 };
 use std::{
     future::{pending, poll_fn},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Instant,
 };
 use tokio::sync::Notify;
@@ -81,7 +82,7 @@ impl Lifecycle {
     /// Handles what has happened by now. Returns when to do so again even without a notification.
     pub(super) fn handle_pending(&self, now: Instant) -> Option<Instant> {
         let (events, next) = self.pool.take_events(now);
-        let mut outages = self.outages.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut outages = self.outages.lock();
         let together = self.record_together(&events, now);
         for event in events {
             self.handle(event, together, &mut outages);

@@ -4,7 +4,7 @@ use super::supervise::supervised;
 use crate::{
     plan::{Check, SendProxy, reason::CheckResult},
     probe::{CheckCredentials, CheckReport, Probe, Secret},
-    sys::blocking,
+    sys::{blocking, mutex::Mutex},
     upstream::{
         backend::Backend,
         balance::Chance,
@@ -16,7 +16,7 @@ use ahash::RandomState;
 use std::{
     collections::{HashMap, HashSet},
     sync::{
-        Arc, LazyLock, Mutex, PoisonError,
+        Arc, LazyLock,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -135,16 +135,12 @@ impl Checks {
 
     /// What the next check uses.
     pub(super) fn credentials(&self) -> CheckCredentials {
-        let credentials = self.credentials.lock();
-        credentials.unwrap_or_else(PoisonError::into_inner).clone()
+        self.credentials.lock().clone()
     }
 
     /// Uses these from the next check on, which is made at once. Verdicts stay.
     pub(super) fn set_credentials(&self, new: CheckCredentials) {
-        *self
-            .credentials
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = new;
+        *self.credentials.lock() = new;
         self.renewals.fetch_add(1, Relaxed);
         self.check_now.notify_waiters();
     }
@@ -161,8 +157,7 @@ impl Checks {
         let reading = PasswordReload(Arc::clone(self));
         let _ = blocking::call(MIN_INTERVAL, move || {
             if let Ok(new) = Secret::load(&from) {
-                let credentials = reading.0.credentials.lock();
-                credentials.unwrap_or_else(PoisonError::into_inner).secret = Some(new);
+                reading.0.credentials.lock().secret = Some(new);
             }
         })
         .await;

@@ -17,6 +17,7 @@ use crate::{
     },
     handover::discovery::DiscoveryRecord,
     plan::{Addr, Backend, Discover, Plan, Target, Upstream, reason::words},
+    sys::mutex::Mutex,
 };
 use asking::Asking;
 use saved::{Saved, identify};
@@ -24,7 +25,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     io,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant, SystemTime},
@@ -225,7 +226,7 @@ impl Discovery {
         let answer = answer.unwrap_or_else(late);
         if let Err(error) = &answer {
             let (error, known) = (&error.message, discovery.known());
-            let backends = discovery.lock().merged.in_effect.len();
+            let backends = discovery.state.lock().merged.in_effect.len();
             match known {
                 Known::Saved | Known::Answered => tracing::warn!(
                     upstream,
@@ -248,7 +249,7 @@ impl Discovery {
     }
 
     fn restore(&self, saved: Saved) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.merged.restore(saved.backends) {
             state.source = saved.source;
             state.version = saved.version;
@@ -262,7 +263,7 @@ impl Discovery {
             let set = backends::read(snapshot.backends)?;
             Ok((set, snapshot.version, snapshot.gap))
         });
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let rules = Rules::from(&state.discover);
         let wall = SystemTime::now();
         let (set, result) = match answer {
@@ -293,7 +294,7 @@ impl Discovery {
 
     /// What time alone leads to.
     fn tick(&self, now: Instant) -> Outcome {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let rules = Rules::from(&state.discover);
         let outcome = state.merged.tick(rules, now);
         if outcome.changes.is_some() {
@@ -305,7 +306,7 @@ impl Discovery {
     /// Takes over another section of the configuration. What is in effect stays until its source
     /// answers.
     fn set_discover(&self, discover: &Discover) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.discover.source != discover.source {
             state.merged.forget_answer();
             state.error = None;
@@ -314,15 +315,15 @@ impl Discovery {
     }
 
     fn set_addresses(&self, name: String, addresses: Vec<Addr>) {
-        self.lock().addresses.insert(name, addresses);
+        self.state.lock().addresses.insert(name, addresses);
     }
 
     fn version(&self) -> String {
-        self.lock().version.clone()
+        self.state.lock().version.clone()
     }
 
     pub(crate) fn known(&self) -> Known {
-        self.lock().merged.known
+        self.state.lock().merged.known
     }
 
     /// Whether there is a set of backends, of the source or of an earlier process.
@@ -333,7 +334,7 @@ impl Discovery {
     /// The backends of this upstream with those that were discovered, instead of those that were
     /// discovered before.
     pub(super) fn apply_to(&self, upstream: &mut Upstream) {
-        let state = self.lock();
+        let state = self.state.lock();
         backends::replace(upstream, &state.merged.in_effect);
     }
 
@@ -342,7 +343,7 @@ impl Discovery {
         match &backend.target {
             Target::Addr(addr) => vec![addr.clone()],
             Target::Name { .. } => {
-                let state = self.lock();
+                let state = self.state.lock();
                 state
                     .addresses
                     .get(&backend.text)
@@ -358,7 +359,7 @@ impl Discovery {
     }
 
     pub fn status(&self, now: Instant) -> DiscoveryStatus {
-        let state = self.lock();
+        let state = self.state.lock();
         let rules = Rules::from(&state.discover);
         let wall = SystemTime::now();
         let held = state.merged.held(rules, now).into_iter();
@@ -378,10 +379,6 @@ impl Discovery {
             error: state.error.clone(),
             held: held.collect(),
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Answers> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

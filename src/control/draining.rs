@@ -12,6 +12,7 @@ use crate::{
         reason::{BackendState, CloseReason},
     },
     session::registry::Sessions,
+    sys::mutex::Mutex,
     upstream::{
         backend::Backend,
         health::{Pace, Verdict},
@@ -20,14 +21,14 @@ use crate::{
 };
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, RwLock, Weak},
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Ends the sessions of the backends of one upstream.
 pub(super) struct Draining {
-    actions: RwLock<Actions>,
+    actions: Mutex<Actions>,
     failback: Failback,
     terminator: Terminator,
     /// Terminations that have begun or are due since the backend was last up or ready, by the id
@@ -127,7 +128,7 @@ impl Draining {
             pace: Arc::clone(pace),
         };
         Self {
-            actions: RwLock::new(upstream.into()),
+            actions: Mutex::new(upstream.into()),
             failback: Failback::new(terminator.clone(), stop),
             terminator,
             terminations: Mutex::default(),
@@ -137,11 +138,11 @@ impl Draining {
 
     /// The actions of this plan apply from now on; terminations that have begun go on.
     pub(super) fn set_plan(&self, upstream: &Upstream) {
-        *self.actions.write().unwrap_or_else(PoisonError::into_inner) = upstream.into();
+        *self.actions.lock() = upstream.into();
     }
 
     fn actions(&self) -> Actions {
-        *self.actions.read().unwrap_or_else(PoisonError::into_inner)
+        *self.actions.lock()
     }
 
     /// Follows a transition that checks caused; the pool knows it already.
@@ -216,7 +217,7 @@ impl Draining {
             let key = (backend.id, TerminationOrigin::Operator);
             match set.order.admin_state {
                 AdminState::Ready => {
-                    self.terminations().remove(&key);
+                    self.terminations.lock().remove(&key);
                     if !is_backup {
                         self.fail_back_to(pool, backend);
                     }
@@ -225,7 +226,7 @@ impl Draining {
                     let how = match set.order.close_after {
                         Some(wait) => {
                             // The last order holds, also if it allows more time.
-                            self.terminations().remove(&key);
+                            self.terminations.lock().remove(&key);
                             SessionAction::CloseAfter(wait)
                         }
                         None => self.actions().on_drain,
@@ -250,7 +251,7 @@ impl Draining {
             }
             (None, Some(_)) => {
                 let key = (backend.id, TerminationOrigin::Removal);
-                self.terminations().remove(&key);
+                self.terminations.lock().remove(&key);
             }
             (Some(_), Some(_)) | (None, None) => {}
         }
@@ -273,7 +274,7 @@ impl Draining {
 
     /// Cancels the termination that a check led to, if its reason is one of these.
     fn cancel(&self, backend: &Backend, which: impl Fn(CloseReason) -> bool) {
-        let mut terminations = self.terminations();
+        let mut terminations = self.terminations.lock();
         let key = (backend.id, TerminationOrigin::Health);
         if terminations.get(&key).is_some_and(|t| which(t.reason)) {
             terminations.remove(&key);
@@ -297,7 +298,7 @@ impl Draining {
         };
         let from = Instant::now() + wait;
         let key = (backend.id, origin);
-        let mut terminations = self.terminations();
+        let mut terminations = self.terminations.lock();
         if terminations.len() <= FEW || terminations.len() == terminations.capacity() {
             terminations.retain(|_, t| t.backend.strong_count() > 0);
         }
@@ -328,13 +329,5 @@ impl Draining {
             }
         }));
         terminations.insert(key, termination);
-    }
-
-    fn terminations(
-        &self,
-    ) -> std::sync::MutexGuard<'_, HashMap<(u64, TerminationOrigin), Termination>> {
-        self.terminations
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -3,6 +3,7 @@
 use crate::{
     handover::journal::JournalRecord,
     plan::reason::BackendState,
+    sys::mutex::Mutex,
     upstream::{
         backend::Backend,
         pool::{Transition, WeightSet},
@@ -14,7 +15,6 @@ use std::{
     collections::VecDeque,
     fmt,
     str::FromStr,
-    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tokio::sync::watch;
@@ -328,7 +328,7 @@ impl Journal {
 
     /// All of it, for another process.
     pub(super) fn to_record(&self) -> JournalRecord {
-        let book = self.book();
+        let book = self.book.lock();
         let events = book.events.iter();
         JournalRecord {
             begun: self.begun,
@@ -342,7 +342,7 @@ impl Journal {
 
     /// Gives the event its number.
     pub(super) fn record(&self, mut event: JournalEntry) -> Number {
-        let mut book = self.book();
+        let mut book = self.book.lock();
         if book.events.len() == MOST {
             book.events.pop_front();
             book.first += 1;
@@ -358,7 +358,7 @@ impl Journal {
 
     /// Completes an event, if it has not been dropped.
     pub(super) fn add(&self, number: Number, change: impl FnOnce(&mut JournalEntry)) {
-        let mut book = self.book();
+        let mut book = self.book.lock();
         let index = number.0.checked_sub(book.first);
         let index = index.and_then(|index| usize::try_from(index).ok());
         let revision = book.revision + 1;
@@ -372,13 +372,13 @@ impl Journal {
 
     /// Whether the event has not been dropped yet.
     pub(super) fn holds(&self, number: Number) -> bool {
-        number.0 >= self.book().first
+        number.0 >= self.book.lock().first
     }
 
     /// What has been written since a reader was at this cursor: events that it has not seen, and
     /// those that have been completed since. A cursor of another process has seen nothing.
     pub fn since(&self, cursor: Option<Cursor>) -> Page {
-        let book = self.book();
+        let book = self.book.lock();
         let next = book.first + book.events.len() as u64;
         let is_of_this = |c: &Cursor| {
             (c.begun, c.next <= next, c.revision <= book.revision) == (self.begun, true, true)
@@ -411,10 +411,6 @@ impl Journal {
     /// Changes with each addition.
     pub fn revisions(&self) -> watch::Receiver<u64> {
         self.revision.subscribe()
-    }
-
-    fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -13,13 +13,13 @@ pub(super) use ready_file::{begin, keep};
 use super::{State, View};
 use crate::{
     runtime::heartbeat::{Pulse, STALLED},
-    sys,
+    sys::{self, mutex::Mutex},
 };
 use ready_file::ReadyFile;
 use std::{
     fmt,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::{Duration, Instant},

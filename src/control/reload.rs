@@ -13,14 +13,13 @@ use super::{
 use crate::{
     config::{self, Problems},
     plan::{self, Addr},
-    sys::blocking,
+    sys::{blocking, mutex::Mutex},
     telemetry,
 };
 use std::{
     fmt, io,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
     time::SystemTime,
 };
 use tokio::sync::{mpsc, oneshot};
@@ -94,11 +93,11 @@ impl Reloads {
 
     /// `None` before the first reload.
     pub fn last(&self) -> Option<LastReload> {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.last.lock()
     }
 
     fn set_last(&self, is_successful: bool, now: SystemTime) {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last.lock();
         let before = last.and_then(|last| last.last_success);
         *last = Some(LastReload {
             is_successful,

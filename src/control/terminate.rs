@@ -9,11 +9,12 @@ pub use rebalance::{NotRebalanced, Rebalance, RebalanceOutcome, Share};
 
 use crate::{
     session::registry::Session,
+    sys::mutex::Mutex,
     upstream::{balance::Chance, health::Pace},
 };
 use ahash::RandomState;
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -47,7 +48,7 @@ impl Pacing {
             Some(pace) => pace.take(wanted, now),
             None => wanted,
         };
-        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shared = self.shared.lock();
         let granted = shared.take(by_own, now);
         if let Some(pace) = &mut self.own {
             pace.give_back(by_own - granted);

@@ -1,10 +1,11 @@
 //! How other threads reach the thread of a reactor.
 
+use crate::sys::mutex::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Wake, Waker},
 };
 
@@ -32,7 +33,7 @@ impl<O> Mailbox<O> {
     }
 
     pub fn send(&self, message: Message<O>) {
-        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut messages = self.messages.lock();
         messages.push(message);
         if messages.len() == 1 {
             // The reactor is registered edge-triggered, and each write is an edge: the counter is
@@ -43,7 +44,7 @@ impl<O> Mailbox<O> {
 
     /// All messages since the last call.
     pub fn take(&self) -> Vec<Message<O>> {
-        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut messages = self.messages.lock();
         std::mem::take(&mut messages)
     }
 

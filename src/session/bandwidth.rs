@@ -12,13 +12,14 @@ use crate::{
         Limits, Source,
         reason::{LimitKind, OverLimit},
     },
+    sys::mutex::Mutex,
     telemetry::metrics::ListenerMetrics,
 };
 use ahash::AHashMap;
 use std::{
     cell::Cell,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, MutexGuard,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -198,7 +199,7 @@ impl BandwidthLimits {
             LimitScope::Source => {
                 self.left[way].clear();
                 for shard in &self.sources {
-                    let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+                    let shard = shard.lock();
                     for shared in shard.values() {
                         forgive(&shared.buckets);
                     }
@@ -262,7 +263,7 @@ impl BandwidthLimits {
 
     fn shard(&self, source: &Source) -> MutexGuard<'_, AHashMap<Source, SharedBuckets>> {
         let shard = &self.sources[self.hash.hash_one(source) as usize % SHARDS];
-        shard.lock().unwrap_or_else(PoisonError::into_inner)
+        shard.lock()
     }
 }
 

@@ -1,10 +1,8 @@
 //! When each of very many sources may be served again: a table of fixed size.
 
+use crate::sys::mutex::Mutex;
 use ahash::RandomState;
-use std::{
-    hash::Hash,
-    sync::{Mutex, OnceLock, PoisonError},
-};
+use std::{hash::Hash, sync::OnceLock};
 
 /// Entries that one source may be in.
 const WAYS: usize = 8;
@@ -46,7 +44,6 @@ impl RateTable {
         };
         let (number, set) = place(hash);
         let chunk = chunks[number].lock();
-        let chunk = chunk.unwrap_or_else(PoisonError::into_inner);
         let mut entries = chunk.iter().flat_map(|chunk| chunk[set]);
         let found = entries.find(|entry| entry.hash == hash);
         found.map_or(0, |entry| entry.full_at)
@@ -64,9 +61,7 @@ impl RateTable {
         let chunks = self
             .chunks
             .get_or_init(|| (0..CHUNKS).map(|_| Mutex::default()).collect());
-        let mut chunk = chunks[number]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut chunk = chunks[number].lock();
         let chunk = chunk.get_or_insert_with(|| Box::new([[Entry::default(); WAYS]; SETS]));
         let entries = &mut chunk[set];
         let found = entries.iter().position(|entry| entry.hash == hash);
@@ -85,7 +80,7 @@ impl RateTable {
     /// Forgets all.
     pub fn clear(&self) {
         for chunk in self.chunks.get().into_iter().flatten() {
-            *chunk.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            *chunk.lock() = None;
         }
     }
 
@@ -93,7 +88,7 @@ impl RateTable {
     #[cfg(test)]
     fn size(&self) -> usize {
         let chunks = self.chunks.get().into_iter().flatten();
-        let used = chunks.filter(|chunk| chunk.lock().is_ok_and(|chunk| chunk.is_some()));
+        let used = chunks.filter(|chunk| chunk.lock().is_some());
         used.count() * size_of::<Chunk>()
     }
 }

@@ -1,15 +1,18 @@
 //! One record for each session, and for each client that is refused.
 
-use crate::telemetry::{
-    line_writer::{Destination, Lines},
-    metrics::{Transfer, Visitor},
+use crate::{
+    sys::mutex::Mutex,
+    telemetry::{
+        line_writer::{Destination, Lines},
+        metrics::{Transfer, Visitor},
+    },
 };
 use serde::Serialize;
 use std::{
     fmt::Write as _,
     io,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::SystemTime,
@@ -105,7 +108,7 @@ impl AccessLogs {
             destination,
             format,
         });
-        let mut open = self.lock();
+        let mut open = self.open.lock();
         open.retain(|log| log.strong_count() > 0);
         open.push(Arc::downgrade(&log));
         Ok(log)
@@ -132,11 +135,7 @@ impl AccessLogs {
     }
 
     fn all(&self) -> Vec<Arc<AccessLogWriter>> {
-        self.lock().iter().filter_map(Weak::upgrade).collect()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Weak<AccessLogWriter>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock().iter().filter_map(Weak::upgrade).collect()
     }
 }
 

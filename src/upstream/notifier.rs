@@ -1,10 +1,8 @@
 //! Wakes the one consumer of an upstream's events. Any thread may notify. A notification is kept
 //! until the consumer waits.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker},
-};
+use crate::sys::mutex::Mutex;
+use std::task::{Context, Poll, Waker};
 
 #[derive(Debug, Default)]
 pub struct Notifier(Mutex<State>);
@@ -19,7 +17,7 @@ struct State {
 impl Notifier {
     pub fn notify(&self) {
         let waker = {
-            let mut state = self.lock();
+            let mut state = self.0.lock();
             state.is_notified = true;
             state.waiting.take()
         };
@@ -30,16 +28,12 @@ impl Notifier {
 
     /// Ready once for any number of notifications since it was ready last.
     pub fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         if std::mem::take(&mut state.is_notified) {
             return Poll::Ready(());
         }
         state.waiting = Some(cx.waker().clone());
         Poll::Pending
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

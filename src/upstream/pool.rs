@@ -46,6 +46,7 @@ use crate::{
         self, Addr, Balance, Waits,
         reason::{BackendState, ConnectError, Shortage},
     },
+    sys::mutex::Mutex,
     telemetry::metrics::{BackendMetrics, UpstreamMetrics},
     upstream::{
         backend::{Backend, Lease, ReleaseObserver},
@@ -73,7 +74,7 @@ use std::{
     collections::HashSet,
     fmt::Display,
     sync::{
-        Arc, Mutex, Weak,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicU64},
     },
     time::{Duration, Instant},

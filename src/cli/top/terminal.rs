@@ -1,6 +1,7 @@
 //! The terminal while it belongs to `tembuku top`, and as it was before, afterwards: at every end
 //! but that by SIGKILL.
 
+use crate::sys::mutex::Mutex;
 use rustix::{
     fd::AsFd,
     process::{Signal, getpid, kill_process},
@@ -8,7 +9,7 @@ use rustix::{
 };
 use std::{
     io::{self, Write as _},
-    sync::{Mutex, Once, PoisonError},
+    sync::Once,
 };
 
 /// The alternate screen, without a cursor and without wrapped lines.
@@ -80,7 +81,7 @@ impl From<(usize, usize)> for Size {
 
 fn take() -> io::Result<()> {
     let settings = set_raw(io::stdin())?;
-    *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some(settings);
+    *BEFORE.lock() = Some(settings);
     let mut out = io::stdout().lock();
     out.write_all(ENTER.as_bytes())?;
     out.flush()
@@ -88,7 +89,7 @@ fn take() -> io::Result<()> {
 
 /// What happens before.
 fn restore() {
-    let mut before = BEFORE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut before = BEFORE.lock();
     if let Some(settings) = before.take() {
         // It may be gone.
         let mut out = io::stdout().lock();

@@ -2,10 +2,10 @@
 //! these are checked, and their sessions terminated, as before.
 
 use super::upstream::UpstreamRuntime;
-use crate::upstream::pool::Pool;
+use crate::{sys::mutex::Mutex, upstream::pool::Pool};
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -24,7 +24,7 @@ impl RemovedUpstreams {
             upstream.finish();
             return;
         }
-        let mut upstreams = lock(&self.0);
+        let mut upstreams = self.0.lock();
         // One task is enough for all.
         if upstreams.is_empty() {
             tokio::spawn(finish_when_over(Arc::downgrade(&self.0)));
@@ -34,17 +34,17 @@ impl RemovedUpstreams {
 
     /// The upstream of this name, if a plan has it again before its last session has ended.
     pub(super) fn take(&self, name: &str) -> Option<UpstreamRuntime> {
-        lock(&self.0).remove(name)
+        self.0.lock().remove(name)
     }
 
     pub(super) fn pools(&self) -> Vec<Arc<Pool>> {
-        let upstreams = lock(&self.0);
+        let upstreams = self.0.lock();
         upstreams.values().map(|u| Arc::clone(&u.pool)).collect()
     }
 
     /// Handles what has happened to all of them, at the end of the process.
     pub(super) fn finish(&self) {
-        let upstreams = std::mem::take(&mut *lock(&self.0));
+        let upstreams = std::mem::take(&mut *self.0.lock());
         upstreams.into_values().for_each(UpstreamRuntime::finish);
     }
 }
@@ -55,7 +55,7 @@ async fn finish_when_over(upstreams: Weak<Upstreams>) {
         let Some(upstreams) = upstreams.upgrade() else {
             return;
         };
-        let mut upstreams = lock(&upstreams);
+        let mut upstreams = upstreams.lock();
         let all = std::mem::take(&mut *upstreams).into_iter();
         let (over, rest) = all.partition(|(_, upstream)| upstream.pool.is_over());
         *upstreams = rest;
@@ -64,8 +64,4 @@ async fn finish_when_over(upstreams: Weak<Upstreams>) {
             return;
         }
     }
-}
-
-fn lock(upstreams: &Upstreams) -> MutexGuard<'_, BTreeMap<String, UpstreamRuntime>> {
-    upstreams.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,9 +1,7 @@
 //! The upstreams whose discovered backends are to be put into effect.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
-};
+use crate::sys::mutex::Mutex;
+use std::{collections::BTreeSet, sync::Arc};
 use tokio::sync::Notify;
 
 /// Each upstream is in it once, however often its backends have changed.
@@ -15,10 +13,7 @@ pub struct DiscoveryQueue {
 
 impl DiscoveryQueue {
     pub(super) fn add(&self, upstream: &Arc<str>) {
-        let mut upstreams = self
-            .upstreams
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut upstreams = self.upstreams.lock();
         upstreams.insert(Arc::clone(upstream));
         self.added.notify_one();
     }
@@ -28,10 +23,7 @@ impl DiscoveryQueue {
         loop {
             // Not across the wait.
             let first = {
-                let mut upstreams = self
-                    .upstreams
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
+                let mut upstreams = self.upstreams.lock();
                 upstreams.pop_first()
             };
             match first {

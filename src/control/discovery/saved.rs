@@ -86,7 +86,7 @@ pub(super) fn load(path: &Path, source: &str) -> io::Result<Option<Saved>> {
 pub(super) async fn write(discovery: &Discovery) -> Option<io::Error> {
     let path = path(&discovery.upstream)?;
     let contents = {
-        let state = discovery.lock();
+        let state = discovery.state.lock();
         let time = state.last_success?.duration_since(UNIX_EPOCH);
         let found = state.merged.in_effect.values().cloned();
         Contents {

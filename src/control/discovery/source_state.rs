@@ -16,7 +16,7 @@ use std::{
 
 impl Discovery {
     pub fn record(&self) -> DiscoveryRecord {
-        let state = self.lock();
+        let state = self.state.lock();
         let Merged {
             in_effect,
             known,
@@ -70,7 +70,7 @@ impl Discovery {
             }
         }
         let past = |at: &u64| time::past_at(*at, now);
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if record.last_success.is_none() && in_effect.is_empty() {
             return;
         }

@@ -4,10 +4,11 @@
 use crate::{
     control::draining::terminator::Terminator,
     plan::{SessionAction, reason::CloseReason},
+    sys::mutex::Mutex,
     upstream::pool::{AdminState, EndpointAddress, Pool},
 };
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -49,7 +50,7 @@ impl Failback {
             SessionAction::CloseAfter(wait) => wait,
         };
         let due = Instant::now() + wait;
-        let mut current = lock(&self.current);
+        let mut current = self.current.lock();
         match &mut *current {
             // Sessions that have gone to a backup since the others were found are not among them.
             Some(current) if current.is_terminating => {
@@ -78,11 +79,11 @@ impl Failback {
 
     /// Sessions that have not been terminated yet may stay.
     pub(super) fn cancel(&self) {
-        lock(&self.current).take();
+        self.current.lock().take();
     }
 
     pub(super) fn is_active(&self) -> bool {
-        lock(&self.current).is_some()
+        self.current.lock().is_some()
     }
 }
 
@@ -107,7 +108,7 @@ async fn run(
             tokio::time::sleep(POLL).await;
         };
         if begins {
-            if let Some(current) = mine(&mut lock(&current), &stop) {
+            if let Some(current) = mine(&mut current.lock(), &stop) {
                 current.is_terminating = true;
             }
             for address in pool.addresses().iter().filter(|a| a.stands_in) {
@@ -117,7 +118,7 @@ async fn run(
                     .await;
             }
         }
-        let mut current = lock(&current);
+        let mut current = current.lock();
         let again = mine(&mut current, &stop).and_then(|current| {
             current.is_terminating = false;
             current.again.take()
@@ -155,8 +156,4 @@ pub(super) fn is_any_up(pool: &Pool) -> bool {
 /// By its check and its admin state. It may still take no sessions, if it is full.
 pub(super) fn is_up(address: &EndpointAddress) -> bool {
     address.verdict.is_up() && address.admin.admin_state == AdminState::Ready
-}
-
-fn lock(current: &Mutex<Option<Current>>) -> MutexGuard<'_, Option<Current>> {
-    current.lock().unwrap_or_else(PoisonError::into_inner)
 }

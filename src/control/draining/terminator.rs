@@ -3,13 +3,11 @@
 use crate::{
     plan::reason::CloseReason,
     session::registry::{Session, Sessions},
+    sys::mutex::Mutex,
     upstream::{backend::Backend, balance::Chance, health::Pace, pool::Pool},
 };
 use ahash::RandomState;
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
 #[derive(Clone)]
 pub(super) struct Terminator {
@@ -73,7 +71,7 @@ impl Terminator {
         let mut rest = found;
         while !rest.is_empty() {
             let n = {
-                let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut pace = self.pace.lock();
                 pace.take(rest.len(), Instant::now())
             };
             let (now, later) = rest.split_at(n);

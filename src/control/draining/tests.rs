@@ -64,7 +64,7 @@ fn sessions_of_a_backend_in_panic_mode_are_not_ended_later() {
             let backend = &pool.addresses()[n].backend;
             draining.follow_state(&pool, backend, false, to.state());
         };
-        let waiting = || draining.terminations().len();
+        let waiting = || draining.terminations.lock().len();
         let down = Verdict::Down(Some(crate::plan::reason::CheckResult::Refused));
         (0..3).for_each(|n| turn(n, Verdict::Up));
         turn(0, down);
@@ -335,7 +335,7 @@ fn of_addresses_that_are_gone_nothing_is_remembered() {
                 tokio::task::yield_now().await;
             }
             rig.turn(0, DOWN);
-            let remembered = rig.draining.terminations().len();
+            let remembered = rig.draining.terminations.lock().len();
             assert!(remembered <= 2, "{remembered} of {on_down:?}");
         }
     });

@@ -7,7 +7,7 @@ use crate::{
     upstream::pool::AdminState,
 };
 use std::{
-    sync::{MutexGuard, PoisonError, atomic::Ordering::Relaxed},
+    sync::atomic::Ordering::Relaxed,
     time::{Duration, Instant},
 };
 
@@ -107,7 +107,7 @@ impl State {
         }
         let delay = is_drained.then(|| Delay::new(self.clients(), Instant::now()));
         if was_drained != is_drained {
-            *self.drain_delay() = delay;
+            *self.node.delay.lock() = delay;
             self.node.drain_changed.notify_one();
         }
         // Readiness itself is looked at again by the task that keeps the file.
@@ -141,18 +141,13 @@ impl State {
         let (clients, now) = (self.clients(), Instant::now());
         let view = self.view();
         let process = &view.plan.process;
-        let mut delay = self.drain_delay();
+        let mut delay = self.node.delay.lock();
         // Without a delay those that send clients may not know of the drain yet.
         let Some(delay) = delay.as_mut().filter(|_| !process.drain_delay.is_zero()) else {
             return false;
         };
         delay.is_over = delay.is_over || delay.end(clients, process, now).is_some();
         delay.is_over
-    }
-
-    fn drain_delay(&self) -> MutexGuard<'_, Option<Delay>> {
-        let delay = self.node.delay.lock();
-        delay.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// That have come so far, of all listeners.

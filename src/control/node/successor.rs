@@ -1,11 +1,8 @@
 //! The next process, which may start while this one drains: it asks for the addresses, and gets
 //! them.
 
-use crate::control::State;
-use std::{
-    sync::{Mutex, PoisonError, atomic::Ordering::Relaxed},
-    time::Duration,
-};
+use crate::{control::State, sys::mutex::Mutex};
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 use tokio::task::JoinHandle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -75,8 +72,7 @@ impl State {
     ) -> JoinHandle<()> {
         let successor = &self.node.successor;
         let expected = successor.expected.clone();
-        let end = successor.admin_end.lock();
-        let end = end.unwrap_or_else(PoisonError::into_inner).clone();
+        let end = successor.admin_end.lock().clone();
         successor.admin_tasks.spawn(async move {
             tokio::select! {
                 () = serve => {}
@@ -102,10 +98,7 @@ impl State {
             admin_end,
             ..
         } = &self.node.successor;
-        {
-            let mut end = admin_end.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::take(&mut *end).cancel();
-        }
+        std::mem::take(&mut *admin_end.lock()).cancel();
         admin_tasks.close();
         if tokio::time::timeout(CLOSE, admin_tasks.wait())
             .await

@@ -4,12 +4,15 @@
 //! scrapes or file accesses, nor the end of the process; so there is no thread pool. There is at
 //! most one look-up of a name at a time: requests for it share the answer.
 
-use crate::{plan::Addr, sys::names};
+use crate::{
+    plan::Addr,
+    sys::{mutex::Mutex, names},
+};
 use std::{
     collections::HashMap,
     io,
     net::{SocketAddr, ToSocketAddrs as _},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -116,7 +119,7 @@ impl Resolver {
         how: fn(&str, Question) -> Answer,
         permit: Option<OwnedSemaphorePermit>,
     ) -> io::Result<watch::Receiver<Option<Answer>>> {
-        let mut under_way = self.lock();
+        let mut under_way = self.under_way.lock();
         let key = (host.to_owned(), question);
         // A look-up whose thread has panicked never answers.
         if let Some(answer) = under_way.get(&key).filter(|a| a.has_changed().is_ok()) {
@@ -129,17 +132,11 @@ impl Resolver {
             let found = how(&name, question);
             drop(permit);
             // First, so that a request that comes after the answer begins anew.
-            this.lock().remove(&(name, question));
+            this.under_way.lock().remove(&(name, question));
             let _ = sender.send(Some(found));
         })?;
         under_way.insert(key, answer.clone());
         Ok(answer)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, UnderWay> {
-        self.under_way
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -207,6 +204,6 @@ mod tests {
             assert!(first.is_ok() && second.is_ok());
             assert_eq!(STARTED.load(Relaxed), 1);
         });
-        assert!(resolver.lock().is_empty());
+        assert!(resolver.under_way.lock().is_empty());
     }
 }

@@ -1,10 +1,7 @@
 //! The process that this one has replaced, while it still carries sessions.
 
 use crate::{control::State, handover::remainder::Remainder};
-use std::{
-    sync::{MutexGuard, PoisonError},
-    time::SystemTime,
-};
+use std::time::SystemTime;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PreviousProcess {
@@ -30,21 +27,17 @@ impl PreviousProcess {
 impl State {
     /// `None` once it has ended.
     pub fn previous(&self) -> Option<PreviousProcess> {
-        *self.lock_previous()
+        *self.previous.lock()
     }
 
     pub(super) fn set_previous(&self, previous: Option<PreviousProcess>) {
-        *self.lock_previous() = previous;
+        *self.previous.lock() = previous;
     }
 
     pub(super) fn note_rest(&self, rest: Remainder) {
-        if let Some(previous) = &mut *self.lock_previous() {
+        if let Some(previous) = &mut *self.previous.lock() {
             previous.sessions = rest.sessions;
             previous.flows = rest.flows;
         }
-    }
-
-    fn lock_previous(&self) -> MutexGuard<'_, Option<PreviousProcess>> {
-        self.previous.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -7,12 +7,13 @@ use super::{
 use crate::{
     plan::{Addr, Rcode, RecordType},
     probe::connection::connect,
+    sys::mutex::Mutex,
 };
 use std::{
     collections::HashMap,
     fmt, io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 use tokio::{
@@ -48,7 +49,7 @@ impl Resolver {
                     _ => failures.push((server, Failure::Code(reply.code))),
                 },
                 Err(e) => {
-                    self.lock().insert(server, Instant::now() + ASIDE);
+                    self.aside.lock().insert(server, Instant::now() + ASIDE);
                     failures.push((server, e));
                 }
             }
@@ -62,16 +63,12 @@ impl Resolver {
 
     fn in_order(&self) -> Vec<SocketAddr> {
         let now = Instant::now();
-        let mut aside = self.lock();
+        let mut aside = self.aside.lock();
         aside.retain(|_, until| *until > now);
         let mut servers = self.servers.clone();
         // Others stay in their order.
         servers.sort_by_key(|server| aside.contains_key(server));
         servers
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<SocketAddr, Instant>> {
-        self.aside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn ask_server(

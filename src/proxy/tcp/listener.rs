@@ -13,7 +13,7 @@ use crate::{
         service::{Call, Failures, Service},
         summary::RefusedSession,
     },
-    sys::handshakes,
+    sys::{handshakes, mutex::Mutex},
 };
 use rustix::net::Shutdown;
 use std::{
@@ -24,7 +24,7 @@ use std::{
     net::SocketAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     rc::Rc,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::Poll,
     time::{Duration, Instant},
 };
@@ -373,7 +373,7 @@ fn keep_reserve() {
 /// it.
 fn with_reserve<R>(act: impl FnOnce() -> R) -> R {
     static IN_USE: Mutex<()> = Mutex::new(());
-    let _guard = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _guard = IN_USE.lock();
     RESERVE.take();
     let result = act();
     keep_reserve();

@@ -1,11 +1,11 @@
 //! The addresses that the UDP listeners of this process receive at. A datagram from one of them is
 //! forged: the reply to it would come back as the next datagram of the same client, for ever.
 
+use crate::sys::mutex::Mutex;
 use ahash::AHashMap;
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -78,7 +78,7 @@ impl OwnAddresses {
     }
 
     fn is_local(&self, ip: IpAddr, now: Instant) -> bool {
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cache = self.cache.lock();
         let age = now.saturating_duration_since(cache.since);
         if age >= CACHE_TIME || cache.local.len() >= MAX_CACHED {
             cache.local.clear();

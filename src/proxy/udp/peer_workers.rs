@@ -3,9 +3,10 @@
 use crate::{
     proxy::udp::order::{ListenerIndex, Order},
     runtime::mailbox::{Mailbox, Message},
+    sys::mutex::Mutex,
 };
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
+    Arc,
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
@@ -29,12 +30,12 @@ pub(super) struct PeerWorker {
 
 impl PeerWorkers {
     pub(super) fn join(&self, worker: Arc<PeerWorker>) {
-        self.lock().push(worker);
+        self.workers.lock().push(worker);
     }
 
     /// The share of one worker in so many flows.
     pub(super) fn share(&self, most: u64) -> u64 {
-        most.div_ceil(self.lock().len().max(1) as u64)
+        most.div_ceil(self.workers.lock().len().max(1) as u64)
     }
 
     /// Admits one flow over the limit by `take`, then asks the worker with most flows to evict one.
@@ -45,7 +46,7 @@ impl PeerWorkers {
         own: &Arc<PeerWorker>,
         take: impl FnOnce() -> T,
     ) -> Option<T> {
-        let workers = self.lock();
+        let workers = self.workers.lock();
         let others = workers.iter().filter(|worker| !Arc::ptr_eq(worker, own));
         let most = others.max_by_key(|worker| worker.flows.load(Relaxed));
         let most = most.filter(|worker| worker.flows.load(Relaxed) > 0)?;
@@ -63,10 +64,6 @@ impl PeerWorkers {
     /// An order to evict a flow was executed.
     pub(super) fn note_executed(&self) {
         self.pending.fetch_sub(1, Relaxed);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<PeerWorker>>> {
-        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,12 +1,15 @@
 //! One live session, as other threads see it.
 
 use crate::{
-    plan::reason::CloseReason, runtime::net::Client, sys::socket::local_port, upstream::pool::Pool,
+    plan::reason::CloseReason,
+    runtime::net::Client,
+    sys::{mutex::Mutex, socket::local_port},
+    upstream::pool::Pool,
 };
 use std::{
     os::fd::{AsRawFd as _, BorrowedFd, RawFd},
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering, fence},
     },
     task::Waker,
@@ -419,19 +422,15 @@ impl Session {
     }
 
     pub(super) fn wake(&self) {
-        if let Some(waker) = &*lock(&self.waker) {
+        if let Some(waker) = &*self.waker.lock() {
             waker.wake_by_ref();
         }
     }
 
     /// Must be called before the first look at [`Self::must_end`] that leads to a wait.
     pub fn wake_by(&self, waker: &Waker) {
-        *lock(&self.waker) = Some(waker.clone());
+        *self.waker.lock() = Some(waker.clone());
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! The sessions of one worker.
 
 use super::session::Session;
+use crate::sys::mutex::Mutex;
 use slab::Slab;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 /// How many slots are looked at before the worker may use its table again: some microseconds.
 const STEP: usize = 256;
@@ -21,7 +22,7 @@ pub struct TablePosition {
 impl Table {
     /// `make` is given the slot.
     pub(super) fn insert(&self, make: impl FnOnce(u32) -> Session) -> Arc<Session> {
-        let mut sessions = self.lock();
+        let mut sessions = self.0.lock();
         let entry = sessions.vacant_entry();
         // The number of sessions is limited by that of descriptors, which is below.
         let session = Arc::new(make(entry.key() as u32));
@@ -29,7 +30,7 @@ impl Table {
     }
 
     pub(super) fn remove(&self, slot: u32) {
-        let removed = self.lock().try_remove(slot as usize);
+        let removed = self.0.lock().try_remove(slot as usize);
         // Only now, since it may be the last reference.
         drop(removed);
     }
@@ -41,7 +42,7 @@ impl Table {
         mut selects: impl FnMut(&Session) -> bool,
         found: &mut Vec<Arc<Session>>,
     ) -> bool {
-        let sessions = self.lock();
+        let sessions = self.0.lock();
         // Slots that were never used count, and are empty.
         let end = sessions.capacity();
         let to = end.min(*slot + STEP);
@@ -49,9 +50,5 @@ impl Table {
         found.extend(some.filter(|session| selects(session)).cloned());
         *slot = to;
         to < end
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Slab<Arc<Session>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -14,7 +14,7 @@ use crate::{
 };
 use ahash::HashMap;
 use std::{
-    sync::{Arc, PoisonError, Weak},
+    sync::{Arc, Weak},
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -372,7 +372,7 @@ impl super::Pool {
     /// session in that waits.
     pub fn take_events(&self, now: Instant) -> (Vec<Event>, Option<Instant>) {
         // Held beyond the lock of the pool, so that what two callers get is in order.
-        let mut outages = self.outages.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut outages = self.outages.lock();
         let mut inner = self.lock();
         inner.review_if_due(now);
         inner.serve(now);

@@ -1,10 +1,10 @@
 //! The lock of a pool.
 
 use super::Inner;
-use crate::runtime::pause;
+use crate::{runtime::pause, sys::mutex::Mutex};
 use std::{
     ops::{Deref, DerefMut},
-    sync::{Mutex, MutexGuard, PoisonError, TryLockError},
+    sync::MutexGuard,
     task::Waker,
 };
 
@@ -20,14 +20,9 @@ pub(super) struct Locked<'a> {
 struct Woken(Vec<Waker>);
 
 impl<'a> Locked<'a> {
-    pub(super) fn lock(inner: &'a Mutex<Inner>) -> Self {
-        let inner = match inner.try_lock() {
-            Ok(inner) => inner,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => {
-                pause::wait(|| inner.lock().unwrap_or_else(PoisonError::into_inner))
-            }
-        };
+    pub(super) fn lock(mutex: &'a Mutex<Inner>) -> Self {
+        let inner = mutex.try_lock();
+        let inner = inner.unwrap_or_else(|| pause::wait(|| mutex.lock()));
         #[cfg(test)]
         looks::begin();
         Self {

@@ -16,13 +16,14 @@ use super::{
 };
 use crate::{
     plan::reason::{Shortage, WaitResult},
+    sys::mutex::Mutex,
     upstream::{backend::ReleaseObserver, balance::HashInput},
 };
 use smallvec::SmallVec;
 use std::{
     cell::RefCell,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{Ordering::SeqCst, fence},
     },
     task::Waker,

@@ -16,6 +16,7 @@ use crate::{
         service::Service,
         summary::Attempt,
     },
+    sys::mutex::Mutex,
     upstream::{
         backend::{Backend, Lease},
         pool::Pool,
@@ -28,7 +29,7 @@ use rustix::net::{
 use std::{
     fmt,
     os::fd::{AsFd, OwnedFd},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -51,19 +52,12 @@ impl Silences {
     pub(super) fn add(&self, left: u64, now: Instant) {
         let silence = time::micros_at(now).saturating_sub(left);
         let silence = u32::try_from(silence).unwrap_or(u32::MAX);
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(silence);
+        self.0.lock().push(silence);
     }
 
     /// Those of so many parts of a thousand are shorter than these. `None`: there was no session.
     pub fn quantiles<const N: usize>(&self, permille: [usize; N]) -> Option<[Duration; N]> {
-        let mut all = self
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let mut all = self.0.lock().clone();
         all.sort_unstable();
         let last = all.len().checked_sub(1)?;
         let at = |permille: usize| {
