@@ -20,11 +20,14 @@ use crate::{
     plan::Addr,
     proxy::relay::RelayState,
     runtime::{
-        executor::{Stream, StreamState},
+        executor::{self, Stream, StreamState},
         net::Client,
+        time,
     },
     session::{
-        registry::Continued,
+        admission::{self, Permits},
+        registry::{Arrival, Continued},
+        service::Service,
         summary::{Attempt, AttemptResult},
     },
     upstream::backend::Backend,
@@ -32,7 +35,8 @@ use crate::{
 use std::{
     io,
     os::fd::{AsFd as _, OwnedFd},
-    time::Duration,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 /// A session that comes from another process.
@@ -44,10 +48,21 @@ pub enum Arriving {
 /// A session that is relayed, as plain data.
 #[derive(Debug)]
 pub struct SessionState {
+    pub client: ClientState,
+    pub backend: BackendName,
+    /// When the attempt that succeeded began, in microseconds after the session began.
+    pub connect_began: u64,
+    pub to_backend: Connection,
+    pub relay: RelayState,
+}
+
+/// What a session has from its client, with a backend or without.
+#[derive(Debug)]
+pub struct ClientState {
     pub continued: Continued,
     /// When it began, see [`crate::runtime::time::micros_at`].
     pub began: u64,
-    /// When its relay stopped, in the same microseconds.
+    /// When this process stopped to look at it, in the same microseconds.
     pub left: Option<u64>,
     pub listener: String,
     pub upstream: String,
@@ -56,14 +71,9 @@ pub struct SessionState {
     pub named: Option<Client>,
     /// The port that the client connected to; `None` on a unix socket.
     pub server_port: Option<u16>,
-    pub backend: BackendName,
-    /// When the attempt that succeeded began, in microseconds after the session began.
-    pub connect_began: u64,
     /// Of the access log.
     pub attempts: Vec<AttemptState>,
-    pub to_client: Connection,
-    pub to_backend: Connection,
-    pub relay: RelayState,
+    pub connection: Connection,
 }
 
 /// What names a backend in every process.
@@ -87,6 +97,42 @@ pub struct AttemptState {
 pub struct Connection {
     pub socket: OwnedFd,
     pub state: StreamState,
+}
+
+impl ClientState {
+    fn of(permits: &Permits, client: &Stream, attempts: &[Attempt]) -> io::Result<Self> {
+        let (service, session) = (permits.service(), permits.session());
+        Ok(Self {
+            continued: session.continued(),
+            began: time::micros_at(permits.began_at()),
+            left: Some(time::micros_at(Instant::now())),
+            listener: service.plan.name.clone(),
+            upstream: service.pool.name.to_string(),
+            peer: session.peer,
+            named: session.proxied(),
+            server_port: session.server_port,
+            attempts: attempts.iter().map(AttemptState::of).collect(),
+            connection: Connection::of(client)?,
+        })
+    }
+
+    /// Takes its place among the sessions of this process.
+    fn admit(&self, service: &Arc<Service>, silences: &Silences, now: Instant) -> Permits {
+        if let Some(left) = self.left {
+            silences.add(left, now);
+        }
+        let arrival = Arrival {
+            peer: self.peer,
+            named: self.named,
+            server_port: self.server_port,
+            at: time::past_at(self.began, now),
+        };
+        let continued = Continued {
+            active_millis: self.continued.active_millis.min(executor::now_millis()),
+            ..self.continued
+        };
+        admission::admit_continued(service, &continued, arrival)
+    }
 }
 
 impl BackendName {

@@ -1,6 +1,6 @@
 //! Between a session as this program has it and the record that two processes exchange.
 
-use super::{AttemptState, BackendName, Connection, SessionState, Unsuitable};
+use super::{AttemptState, BackendName, ClientState, Connection, SessionState, Unsuitable};
 use crate::{
     handover::session::{
         AddressRecord, AttemptRecord, BackendRecord, BrokenRecord, DirectionRecord, HeldRecord,
@@ -37,27 +37,26 @@ const MOST_ID: u64 = 1 << 62;
 impl SessionState {
     /// Its descriptors are [`Self::descriptors`].
     pub fn record(&self) -> SessionRecord {
-        let Self {
-            continued, relay, ..
-        } = self;
+        let Self { client, relay, .. } = self;
+        let continued = &client.continued;
         let delivery = relay.delivery.clone().unwrap_or_default();
         SessionRecord {
             id: continued.id,
-            began: self.began,
+            began: client.began,
             active: continued.active_millis,
-            left: self.left,
+            left: client.left,
             received: continued.received,
             sent: continued.sent,
-            listener: self.listener.clone(),
-            upstream: self.upstream.clone(),
-            peer: peer(self.peer),
-            named: self.named.map(peer),
-            server_port: self.server_port,
+            listener: client.listener.clone(),
+            upstream: client.upstream.clone(),
+            peer: peer(client.peer),
+            named: client.named.map(peer),
+            server_port: client.server_port,
             backend: self.backend.record(),
             connect_began: self.connect_began,
             first_byte: relay.first_byte,
-            attempts: self.attempts.iter().map(AttemptState::record).collect(),
-            to_client: socket(&self.to_client.state, delivery.client),
+            attempts: client.attempts.iter().map(AttemptState::record).collect(),
+            to_client: socket(&client.connection.state, delivery.client),
             to_backend: socket(&self.to_backend.state, delivery.backend),
             up: direction(&relay.up),
             down: direction(&relay.down),
@@ -84,7 +83,7 @@ impl SessionState {
     /// In the order of the format.
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         let mut all = vec![
-            self.to_client.socket.as_fd(),
+            self.client.connection.socket.as_fd(),
             self.to_backend.socket.as_fd(),
         ];
         for direction in [&self.relay.up, &self.relay.down] {
@@ -111,27 +110,29 @@ impl SessionState {
             Ok((side, find(&CAUSES, &broken.cause)?))
         });
         Ok(Self {
-            continued: Continued {
-                id: checked_id(record.id)?,
-                active_millis: record.active,
-                received: record.received,
-                sent: record.sent,
+            client: ClientState {
+                continued: Continued {
+                    id: checked_id(record.id)?,
+                    active_millis: record.active,
+                    received: record.received,
+                    sent: record.sent,
+                },
+                began: record.began,
+                left: record.left,
+                listener: record.listener,
+                upstream: record.upstream,
+                peer: client_of(record.peer),
+                named: record.named.map(client_of),
+                server_port: record.server_port,
+                attempts: record
+                    .attempts
+                    .into_iter()
+                    .map(AttemptState::of_record)
+                    .collect::<Result<_, _>>()?,
+                connection: connection(to_client, &record.to_client)?,
             },
-            began: record.began,
-            left: record.left,
-            listener: record.listener,
-            upstream: record.upstream,
-            peer: client(record.peer),
-            named: record.named.map(client),
-            server_port: record.server_port,
             backend: BackendName::of_record(record.backend),
             connect_began: record.connect_began,
-            attempts: record
-                .attempts
-                .into_iter()
-                .map(AttemptState::of_record)
-                .collect::<Result<_, _>>()?,
-            to_client: connection(to_client, &record.to_client)?,
             to_backend: connection(to_backend, &record.to_backend)?,
             relay: RelayState {
                 up: direction_of(record.up, &mut next)?,
@@ -198,7 +199,7 @@ pub(super) fn peer(client: Client) -> PeerRecord {
     }
 }
 
-pub(super) fn client(peer: PeerRecord) -> Client {
+pub(super) fn client_of(peer: PeerRecord) -> Client {
     match peer {
         PeerRecord::Ip(address) => Client::Ip(address),
         PeerRecord::Unix => Client::Unix,

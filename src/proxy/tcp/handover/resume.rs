@@ -7,12 +7,11 @@ use crate::{
         tcp::connect::{Connected, Opened},
     },
     runtime::{
-        executor::{self, Stream, StreamKind},
+        executor::{Stream, StreamKind},
         time,
     },
     session::{
         admission::{self, Permits},
-        registry::{Arrival, Continued},
         service::Service,
         summary::Attempt,
     },
@@ -120,14 +119,14 @@ impl Continuation {
         silences: &Arc<Silences>,
     ) -> Result<Self, Unsuitable> {
         let kind = |connection: &Connection| kind_of(&connection.socket);
-        let (client, server) = (kind(&state.to_client), kind(&state.to_backend));
+        let (client, server) = (kind(&state.client.connection), kind(&state.to_backend));
         let (Some(client), Some(server)) = (client, server) else {
             return Err(Unsuitable::NoConnection);
         };
         let backend = find(&service.pool, &state.backend).ok_or(Unsuitable::NoBackend)?;
         Ok(Self {
             lease: Lease::new(backend),
-            attempts: find_attempts(&service.pool, &state.attempts).into(),
+            attempts: find_attempts(&service.pool, &state.client.attempts).into(),
             kinds: [client, server],
             state: Box::new(state),
             service,
@@ -147,20 +146,7 @@ impl Continuation {
             silences,
         } = self;
         let now = Instant::now();
-        if let Some(left) = state.left {
-            silences.add(left, now);
-        }
-        let arrival = Arrival {
-            peer: state.peer,
-            named: state.named,
-            server_port: state.server_port,
-            at: time::past_at(state.began, now),
-        };
-        let continued = Continued {
-            active_millis: state.continued.active_millis.min(executor::now_millis()),
-            ..state.continued
-        };
-        let permits = admission::admit_continued(&service, &continued, arrival);
+        let permits = state.client.admit(&service, &silences, now);
         permits.session().set_backend(lease.backend().id);
         let observers = observers(&service.pool, lease.backend());
         let stream = |Connection { socket, state }, kind| Stream::taken_over(socket, kind, state);
@@ -180,7 +166,11 @@ impl Continuation {
             },
             attempts,
         };
-        (permits, stream(state.to_client, client), Box::new(opened))
+        (
+            permits,
+            stream(state.client.connection, client),
+            Box::new(opened),
+        )
     }
 }
 

@@ -1,7 +1,7 @@
 //! A session leaves this process.
 
 use super::{
-    AttemptState, BackendName, Connection, SessionState,
+    BackendName, ClientState, Connection, SessionState,
     waiting::{self, WaitingState},
 };
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
         relay::RelayState,
         tcp::{connect::Opened, preamble::Preamble},
     },
-    runtime::{net::Stream, time},
+    runtime::net::Stream,
     session::{admission::Permits, registry::Session, retry::BackendSearch},
     upstream::pool::Carried,
 };
@@ -19,7 +19,6 @@ use std::{
     io,
     os::fd::{AsFd as _, BorrowedFd},
     sync::mpsc::Sender,
-    time::Instant,
 };
 use tokio::sync::oneshot;
 
@@ -41,8 +40,8 @@ pub enum Departing {
 impl Departing {
     pub fn id(&self) -> u64 {
         match self {
-            Self::Relayed(state) => state.continued.id,
-            Self::Waiting(state) => state.id(),
+            Self::Relayed(state) => state.client.continued.id,
+            Self::Waiting(state) => state.client.continued.id,
         }
     }
 
@@ -58,7 +57,7 @@ impl Departing {
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         match self {
             Self::Relayed(state) => state.descriptors(),
-            Self::Waiting(state) => vec![state.to_client.socket.as_fd()],
+            Self::Waiting(state) => vec![state.client.connection.socket.as_fd()],
         }
     }
 
@@ -151,21 +150,11 @@ fn describe(
     opened: &Opened,
     relay: RelayState,
 ) -> io::Result<SessionState> {
-    let (service, session) = (permits.service(), permits.session());
     let connected = &opened.connected;
     Ok(SessionState {
-        continued: session.continued(),
-        began: time::micros_at(permits.began_at()),
-        left: Some(time::micros_at(Instant::now())),
-        listener: service.plan.name.clone(),
-        upstream: service.pool.name.to_string(),
-        peer: session.peer,
-        named: session.proxied(),
-        server_port: session.server_port,
+        client: ClientState::of(permits, client, &opened.attempts)?,
         backend: BackendName::of(connected.lease.backend()),
         connect_began: connected.began_micros,
-        attempts: opened.attempts.iter().map(AttemptState::of).collect(),
-        to_client: Connection::of(client)?,
         to_backend: Connection::of(&connected.connection.stream)?,
         relay,
     })

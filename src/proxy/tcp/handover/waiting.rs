@@ -1,8 +1,8 @@
 //! A session that waits for a backend leaves one process, and waits on in the other.
 
 use super::{
-    AttemptState, Connection, Unsuitable,
-    format::{client, connection, peer, socket},
+    AttemptState, ClientState, Connection, Unsuitable,
+    format::{client_of, connection, peer, socket},
     resume::{Silences, find_attempts, kind_of},
 };
 use crate::{
@@ -10,13 +10,12 @@ use crate::{
     plan::reason::Shortage,
     proxy::tcp::preamble::Preamble,
     runtime::{
-        executor::{self, Stream, StreamKind},
-        net::Client,
+        executor::{Stream, StreamKind},
         time,
     },
     session::{
-        admission::{self, Permits},
-        registry::{Arrival, Continued},
+        admission::Permits,
+        registry::Continued,
         retry::{BackendSearch, hash_input},
         service::Service,
         summary::Attempt,
@@ -32,22 +31,11 @@ use std::{
 /// A session that waits for a backend, as plain data.
 #[derive(Debug)]
 pub struct WaitingState {
-    continued: Continued,
-    /// When it began, see [`time::micros_at`].
-    began: u64,
-    /// When this process stopped to look at it, in the same microseconds.
-    left: Option<u64>,
-    listener: String,
-    upstream: String,
-    peer: Client,
-    named: Option<Client>,
-    server_port: Option<u16>,
+    pub(super) client: ClientState,
     header: Option<Vec<u8>>,
     pub(super) payload: Vec<u8>,
-    attempts: Vec<AttemptState>,
     /// For how long it waited since the last attempt, without the wait that lasts.
     waited: Duration,
-    pub(super) to_client: Connection,
     /// `None`: it has not waited yet.
     wait: Option<Carried>,
 }
@@ -87,47 +75,34 @@ pub(super) fn describe(
     search: &BackendSearch<'_>,
     wait: Option<Carried>,
 ) -> io::Result<WaitingState> {
-    let (service, session) = (permits.service(), permits.session());
     let (attempts, waited) = search.so_far();
     Ok(WaitingState {
-        continued: session.continued(),
-        began: time::micros_at(permits.began_at()),
-        left: Some(time::micros_at(Instant::now())),
-        listener: service.plan.name.clone(),
-        upstream: service.pool.name.to_string(),
-        peer: session.peer,
-        named: session.proxied(),
-        server_port: session.server_port,
+        client: ClientState::of(permits, client, attempts)?,
         header: preamble.header(),
         payload: preamble.payload.clone(),
-        attempts: attempts.iter().map(AttemptState::of).collect(),
         waited,
-        to_client: Connection::of(client)?,
         wait,
     })
 }
 
 impl WaitingState {
-    pub(super) fn id(&self) -> u64 {
-        self.continued.id
-    }
-
     pub fn record(&self) -> WaitingRecord {
+        let client = &self.client;
         WaitingRecord {
-            id: self.continued.id,
-            began: self.began,
-            left: self.left,
-            received: self.continued.received,
-            listener: self.listener.clone(),
-            upstream: self.upstream.clone(),
-            peer: peer(self.peer),
-            named: self.named.map(peer),
-            server_port: self.server_port,
+            id: client.continued.id,
+            began: client.began,
+            left: client.left,
+            received: client.continued.received,
+            listener: client.listener.clone(),
+            upstream: client.upstream.clone(),
+            peer: peer(client.peer),
+            named: client.named.map(peer),
+            server_port: client.server_port,
             header: self.header.clone().map(Vec::into_boxed_slice),
             payload: self.payload.clone().into(),
-            attempts: self.attempts.iter().map(AttemptState::record).collect(),
+            attempts: client.attempts.iter().map(AttemptState::record).collect(),
             waited: self.waited,
-            to_client: socket(&self.to_client.state, None),
+            to_client: socket(&client.connection.state, None),
             wait: self.wait.map(|wait| WaitRecord {
                 ticket: wait.ticket,
                 lacks: wait.lacks.word().to_owned(),
@@ -164,7 +139,7 @@ impl WaitingArrival {
         let wait = record.wait.as_ref();
         let attempts = record.attempts.into_iter().map(AttemptState::of_record);
         let attempts: Vec<_> = attempts.collect::<Result<_, _>>()?;
-        let state = WaitingState {
+        let client = ClientState {
             continued: Continued {
                 id: super::format::checked_id(record.id)?,
                 active_millis: record.began / 1_000,
@@ -175,14 +150,17 @@ impl WaitingArrival {
             left: record.left,
             listener: record.listener,
             upstream: record.upstream,
-            peer: client(record.peer),
-            named: record.named.map(client),
+            peer: client_of(record.peer),
+            named: record.named.map(client_of),
             server_port: record.server_port,
+            attempts: Vec::new(),
+            connection: connection(socket, &record.to_client)?,
+        };
+        let state = WaitingState {
+            client,
             header: None,
             payload: Vec::new(),
-            attempts: Vec::new(),
             waited: record.waited,
-            to_client: connection(socket, &record.to_client)?,
             wait: wait.map(|wait| carried(wait, Instant::now())).transpose()?,
         };
         Ok(Self {
@@ -202,13 +180,13 @@ impl WaitingArrival {
             return;
         };
         let pool = &self.service.pool;
-        if *pool.name != *self.state.upstream {
+        if *pool.name != *self.state.client.upstream {
             // The order of another upstream means nothing here.
             wait.ticket = None;
         }
-        let state = &self.state;
-        let of_client = state.named.unwrap_or(state.peer);
-        let input = hash_input(of_client, state.server_port, state.named);
+        let client = &self.state.client;
+        let of_client = client.named.unwrap_or(client.peer);
+        let input = hash_input(of_client, client.server_port, client.named);
         let search = pool.search_of_connection(&input);
         self.waiting = Some(pool.enter_carried(search, &wait, Instant::now()));
     }
@@ -225,22 +203,8 @@ impl WaitingArrival {
             silences,
             waiting,
         } = self;
-        let now = Instant::now();
-        if let Some(left) = state.left {
-            silences.add(left, now);
-        }
-        let arrival = Arrival {
-            peer: state.peer,
-            named: state.named,
-            server_port: state.server_port,
-            at: time::past_at(state.began, now),
-        };
-        let continued = Continued {
-            active_millis: state.continued.active_millis.min(executor::now_millis()),
-            ..state.continued
-        };
-        let permits = admission::admit_continued(&service, &continued, arrival);
-        let Connection { socket, state: of } = state.to_client;
+        let permits = state.client.admit(&service, &silences, Instant::now());
+        let Connection { socket, state: of } = state.client.connection;
         let unplaced = Unplaced {
             preamble,
             attempts,
