@@ -65,11 +65,21 @@ pub(super) fn render(state: &State) -> String {
         ),
         p.config_hash
     );
+    write_listeners(&mut out, &status.listeners);
+    write_datagrams(&mut out, &status.listeners);
+    for u in &status.upstreams {
+        write_upstream(&mut out, u);
+    }
+    let _ = write!(out, "</main>\n<script>{SCRIPT}</script>\n</body></html>\n");
+    out
+}
+
+fn write_listeners(out: &mut String, all: &[status::Listener]) {
     out.push_str(
         "<h2>Listeners</h2><table><tr><th>name<th>protocol<th>addresses<th>upstream\
          <th class=n>sessions<th class=n>accepted<th class=n>received<th class=n>sent</tr>",
     );
-    for l in &status.listeners {
+    for l in all {
         let _ = write!(
             out,
             "<tr><td>{}<td>{}<td>{}<td>{}<td class=n>{}<td class=n>{}<td class=n>{}<td \
@@ -85,58 +95,56 @@ pub(super) fn render(state: &State) -> String {
         );
     }
     out.push_str("</table>");
-    datagrams(&mut out, &status.listeners);
-    for u in &status.upstreams {
+}
+
+fn write_upstream(out: &mut String, u: &status::Upstream) {
+    let _ = write!(
+        out,
+        "<h2>{} <small>({}, {})</small></h2>{}\
+         <table><tr><th>backend<th>state<th>why<th>role<th>last check\
+         <th class=n>weight<th class=n>sessions<th class=n>connects<th class=n>failed\
+         <th class=n>received<th class=n>sent</tr>",
+        escape(&u.name),
+        u.balance,
+        availability(
+            u.available as u64,
+            named(&u.backends),
+            u.full as u64,
+            u.queued,
+            u.held
+        ),
+        u.discovery
+            .as_ref()
+            .map_or_else(String::new, describe_source)
+    );
+    for b in &u.backends {
+        let settings = OperatorSettings {
+            admin_state_since: b.admin_state_since.as_deref(),
+            weight: b.weight.into(),
+            weight_in_file: b.weight_in_file.into(),
+            weight_since: b.weight_since.as_deref(),
+        };
         let _ = write!(
             out,
-            "<h2>{} <small>({}, {})</small></h2>{}\
-             <table><tr><th>backend<th>state<th>why<th>role<th>last check\
-             <th class=n>weight<th class=n>sessions<th class=n>connects<th class=n>failed\
-             <th class=n>received<th class=n>sent</tr>",
-            escape(&u.name),
-            u.balance,
-            availability(
-                u.available as u64,
-                named(&u.backends),
-                u.full as u64,
-                u.queued,
-                u.held
-            ),
-            u.discovery
-                .as_ref()
-                .map_or_else(String::new, describe_source)
+            "<tr><td>{}{}<td class={state}>{state}{since}<td>{}<td>{}<td>{}\
+             <td class=n>{}<td class=n>{}<td class=n>{}\
+             <td class=n>{}<td class=n>{}<td class=n>{}</tr>",
+            escape(&b.address),
+            if b.backup { " (backup)" } else { "" },
+            escape(&explain(&b.why, &settings)),
+            b.role.join(", "),
+            b.last_check.as_ref().map_or("", |c| c.result),
+            b.weight,
+            b.connections,
+            b.connections_total,
+            b.connect_errors_total,
+            size(b.received_bytes),
+            size(b.sent_bytes),
+            state = b.state,
+            since = since(b.state_seconds),
         );
-        for b in &u.backends {
-            let settings = OperatorSettings {
-                admin_state_since: b.admin_state_since.as_deref(),
-                weight: b.weight.into(),
-                weight_in_file: b.weight_in_file.into(),
-                weight_since: b.weight_since.as_deref(),
-            };
-            let _ = write!(
-                out,
-                "<tr><td>{}{}<td class={state}>{state}{since}<td>{}<td>{}<td>{}\
-                 <td class=n>{}<td class=n>{}<td class=n>{}\
-                 <td class=n>{}<td class=n>{}<td class=n>{}</tr>",
-                escape(&b.address),
-                if b.backup { " (backup)" } else { "" },
-                escape(&explain(&b.why, &settings)),
-                b.role.join(", "),
-                b.last_check.as_ref().map_or("", |c| c.result),
-                b.weight,
-                b.connections,
-                b.connections_total,
-                b.connect_errors_total,
-                size(b.received_bytes),
-                size(b.sent_bytes),
-                state = b.state,
-                since = since(b.state_seconds),
-            );
-        }
-        out.push_str("</table>");
     }
-    let _ = write!(out, "</main>\n<script>{SCRIPT}</script>\n</body></html>\n");
-    out
+    out.push_str("</table>");
 }
 
 /// What there is to know about the source of backends.
@@ -153,7 +161,7 @@ fn since(seconds: Option<f64>) -> String {
     seconds.map_or_else(String::new, |seconds| format!(" for {}", span(seconds)))
 }
 
-fn datagrams(out: &mut String, listeners: &[status::Listener]) {
+fn write_datagrams(out: &mut String, listeners: &[status::Listener]) {
     if listeners.iter().all(|l| l.datagrams.is_none()) {
         return;
     }

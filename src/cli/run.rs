@@ -501,7 +501,8 @@ impl Signals {
             _ = self.usr1.recv() => ServerEvent::ReopenLogs,
             _ = self.hup.recv() => ServerEvent::Reload(None),
             _ = self.usr2.recv() => {
-                ServerEvent::Upgrade(upgrade::UpgradeRequest::new(upgrade::UpgradeOrder::default()).0)
+                let order = upgrade::UpgradeOrder::default();
+                ServerEvent::Upgrade(upgrade::UpgradeRequest::new(order).0)
             }
         }
     }

@@ -96,8 +96,15 @@ impl OutageTracker {
             event.next_session_on = Some(next.to.to_string());
             event.next_session_waited_seconds = Some(seconds(next.waited));
         });
-        tracing::info!(upstream = %pool.name, backend = %backend.text(), address = %backend.addr,
-            next = %next.to, seconds = seconds(took), waited_seconds = seconds(next.waited), "first session on another backend");
+        tracing::info!(
+            upstream = %pool.name,
+            backend = %backend.text(),
+            address = %backend.addr,
+            next = %next.to,
+            seconds = seconds(took),
+            waited_seconds = seconds(next.waited),
+            "first session on another backend"
+        );
         self.remove_reported();
     }
 

@@ -71,7 +71,8 @@ fn files_that_a_start_could_not_open_are_found() {
     let [plain, other, missing] = ["plain", "other", "missing"].map(|name| dir.file(name));
     let (plain, other, missing) = (plain.display(), other.display(), missing.display());
     let config = format!(
-        "[process]\nready_file = \"{missing}/ready\"\n[log]\naccess = \"{missing}/deep/access.log\"\n\
+        "[process]\nready_file = \"{missing}/ready\"\n\
+         [log]\naccess = \"{missing}/deep/access.log\"\n\
          [admin]\nsocket = \"{other}\"\n\
          [listeners.a]\nbind = \"unix:{plain}\"\nupstream = \"u\"\n\
          access_log = \"{plain}/own.log\"\n\

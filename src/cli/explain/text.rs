@@ -255,11 +255,11 @@ mod tests {
     fn a_weight_of_0_is_not_down() {
         let backend = |weight, down| {
             let plan = format!(
-                "[upstreams.u]\nbackends = [{{ address = \"a:1\", weight = {weight}, down = {down} }}, \
-                 \"b:1\"]\n[listeners.l]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n"
+                "[upstreams.u]\nbackends = [\"b:1\", \
+                 {{ address = \"a:1\", weight = {weight}, down = {down} }}]\n[listeners.l]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n"
             );
             let plan = config::parse(&plan, "test").expect("valid");
-            labelled(&plan.upstreams[0].backends[0], " (takes nothing)")
+            labelled(&plan.upstreams[0].backends[1], " (takes nothing)")
         };
         assert_eq!(backend(1, false), "a:1");
         assert_eq!(backend(0, false), "a:1 (weight 0)");

@@ -56,11 +56,10 @@ impl SessionTransfer {
         self.send(link, send).await
     }
 
-    async fn send(
-        &mut self,
-        link: &mut Link,
-        send: impl FnOnce(&mut SessionSender, &mut Channel) -> Result<(), ChannelError> + Send + 'static,
-    ) -> Result<(), ChannelError> {
+    async fn send<F>(&mut self, link: &mut Link, send: F) -> Result<(), ChannelError>
+    where
+        F: FnOnce(&mut SessionSender, &mut Channel) -> Result<(), ChannelError> + Send + 'static,
+    {
         let Some(mut sender) = self.0.take() else {
             return Err(ChannelError::Closed);
         };

@@ -234,8 +234,11 @@ impl Import<'_> {
         let algorithm = line.word(1).split('(').next().unwrap_or_default();
         let policy = match (line.word(0), algorithm) {
             ("stick", _) => {
-                self.differs(line, "a hash instead of a table: a new server gets some of the clients, and one that is \
-                     back gets its own again");
+                self.differs(
+                    line,
+                    "a hash instead of a table: a new server gets some of the clients, and one \
+                     that is back gets its own again",
+                );
                 for table in block.lines.iter().filter(|l| l.word(0) == "stick-table") {
                     self.harmless(table, "a hash needs none");
                 }
