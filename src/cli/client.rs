@@ -159,7 +159,8 @@ impl AdminClient {
                 Err(why) => Err(self.strange(path, &why)),
             },
             (422, answer) => match response::read(&answer) {
-                Ok(ReloadProblems { text }) => Err(clean_lines(&text) + "nothing was changed\n"),
+                Ok(ReloadProblems { text }) => Err(clean_lines(&text)
+                    + "nothing was changed: the running configuration stays in effect\n"),
                 Err(why) => Err(self.strange(path, &why)),
             },
             (code, answer) => Err(self.refusal(path, code, &answer)),

@@ -5,11 +5,12 @@ use super::{
     code, complain, print,
 };
 use crate::{
+    admin::span,
     cli::response::{HashChange, ReloadChange, ReloadReport, clean},
     control::reload::Mode,
 };
 use clap::Args;
-use std::process::ExitCode;
+use std::{collections::BTreeMap, process::ExitCode};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -43,8 +44,16 @@ pub(super) fn run(args: &Arguments) -> ExitCode {
 
 fn text(report: &ReloadReport) -> String {
     let mut out = String::new();
+    // The same of all changes of an upstream.
+    let mut moved = BTreeMap::new();
     for change in &report.changes {
         out.push_str(&change_text(change));
+        if let (Some(upstream), Some(share)) = (upstream_of(change), change.moved_share) {
+            moved.insert(clean(upstream), share);
+        }
+    }
+    for (upstream, share) in moved {
+        out += &format!("upstream {upstream}: {}", moved_text(share));
     }
     let HashChange { before, after } = &report.hash;
     if before != after {
@@ -81,19 +90,49 @@ fn change_text(change: &ReloadChange) -> String {
         }
     }
     if let Some(sessions) = change.sessions.filter(|_| change.change != "added") {
-        out.push_str(&format!("  sessions: {sessions}\n"));
-    }
-    if let Some(ended) = change.ended_sessions.filter(|ended| *ended > 0) {
-        out.push_str(&format!("  sessions that end: {ended}\n"));
+        let fate = fate(change).filter(|_| sessions > 0);
+        let fate = fate.map_or_else(String::new, |fate| format!(", {fate}"));
+        out.push_str(&format!("  sessions: {sessions}{fate}\n"));
     }
     if change.awaits_check {
         out.push_str("  takes sessions: once a check has succeeded\n");
     }
-    if let Some(share) = change.moved_share {
-        let percent = share * 100.0;
-        out.push_str(&format!("  clients that move: {percent:.1} %\n"));
+    if let (None, Some(share)) = (upstream_of(change), change.moved_share) {
+        out += &format!("  {}", moved_text(share));
     }
     out
+}
+
+/// The upstream that the object is or belongs to.
+fn upstream_of(change: &ReloadChange) -> Option<&str> {
+    match change.object.as_str() {
+        "upstream" => Some(&change.name),
+        "backend" => change.name.split_once('/').map(|(upstream, _)| upstream),
+        _ => None,
+    }
+}
+
+fn moved_text(share: f64) -> String {
+    format!("clients that move: {:.1} %\n", share * 100.0)
+}
+
+/// What becomes of the sessions of the object.
+fn fate(change: &ReloadChange) -> Option<String> {
+    let fate = match (change.change.as_str(), change.on_removed.as_deref()) {
+        ("changed", _) => "they stay",
+        // There is no other listener for its flows.
+        ("removed", Some("move")) if change.object == "listener" => {
+            "left to end by themselves (on_removed)"
+        }
+        ("removed", Some("keep")) => "left to end by themselves (on_removed)",
+        ("removed", Some("move")) => "flows move to other backends (on_removed)",
+        ("removed", Some(_)) => match change.close_after_seconds {
+            None | Some(0.0) => "terminated at once (on_removed)",
+            Some(after) => return Some(format!("terminated after {} (on_removed)", span(after))),
+        },
+        _ => return None,
+    };
+    Some(fate.to_owned())
 }
 
 #[cfg(test)]
@@ -111,22 +150,58 @@ mod tests {
             text(&response::read(&json).expect("a report"))
         };
         assert_eq!(report(true, 1, ""), "no changes, reloaded from /f\n");
-        let key = r#"{"key": "weight", "before": "1", "after": null}"#;
-        let change = |word: &str, share: &str| {
+        let change = |object: &str, name: &str, word: &str, more: &str| {
             format!(
-                r#"{{"object": "backend", "name": "u/a", "change": "{word}", "keys": [{key}],
-                    "sessions": 7, "ended_sessions": 2, "moved_share": {share},
-                    "awaits_check": {}}}"#,
+                r#"{{"object": "{object}", "name": "{name}", "change": "{word}",
+                    "keys": [{{"key": "weight", "before": "1", "after": null}}],
+                    "sessions": 7, "awaits_check": {}, {more}}}"#,
                 word == "added"
             )
         };
-        let changes = [change("changed", "0.12345"), change("added", "null")];
+        let moved = r#""moved_share": 0.12345"#;
+        let changes = [
+            change("listener", "l", "changed", r#""moved_share": 0.5"#),
+            change("backend", "u/a", "changed", moved),
+            change("backend", "u/b", "added", moved),
+            change("upstream", "u", "needs_upgrade", moved),
+        ];
         assert_eq!(
             report(false, 2, &changes.join(", ")),
-            "backend u/a: changed\n  weight: 1 -> -\n  sessions: 7\n  sessions that end: 2\n  \
-             clients that move: 12.3 %\nbackend u/a: added\n  sessions that end: 2\n  \
-             takes sessions: once a check has succeeded\nhash: 1 -> 2\n\
-             2 changes in /f, nothing was changed (dry run)\n"
+            "listener l: changed\n  weight: 1 -> -\n  sessions: 7, they stay\n  \
+             clients that move: 50.0 %\n\
+             backend u/a: changed\n  weight: 1 -> -\n  sessions: 7, they stay\n\
+             backend u/b: added\n  takes sessions: once a check has succeeded\n\
+             upstream u: needs an upgrade or restart\n  weight: 1 -> -\n  sessions: 7\n\
+             upstream u: clients that move: 12.3 %\nhash: 1 -> 2\n\
+             4 changes in /f, nothing was changed (dry run)\n"
         );
+        for (on_removed, after, fate) in [
+            ("null", "null", ""),
+            (
+                "\"keep\"",
+                "null",
+                ", left to end by themselves (on_removed)",
+            ),
+            (
+                "\"move\"",
+                "null",
+                ", flows move to other backends (on_removed)",
+            ),
+            ("\"close\"", "0.0", ", terminated at once (on_removed)"),
+            (
+                "\"close_after\"",
+                "90.0",
+                ", terminated after 1m 30s (on_removed)",
+            ),
+        ] {
+            let more = format!(
+                r#""moved_share": null, "on_removed": {on_removed},
+                    "close_after_seconds": {after}"#
+            );
+            assert_eq!(
+                report(true, 1, &change("backend", "u/a", "removed", &more)),
+                format!("backend u/a: removed\n  sessions: 7{fate}\n1 change, reloaded from /f\n")
+            );
+        }
     }
 }

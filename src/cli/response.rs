@@ -498,8 +498,10 @@ pub(super) struct ReloadChange {
     pub(super) keys: Vec<ChangedKey>,
     #[serde(deserialize_with = "present")]
     pub(super) sessions: Option<u64>,
-    #[serde(deserialize_with = "present")]
-    pub(super) ended_sessions: Option<u64>,
+    #[serde(default)]
+    pub(super) on_removed: Option<String>,
+    #[serde(default)]
+    pub(super) close_after_seconds: Option<f64>,
     #[serde(deserialize_with = "present")]
     pub(super) moved_share: Option<f64>,
     #[serde(default)]
@@ -671,7 +673,7 @@ mod tests {
             "hash": { "before": "0", "after": "1" }, "changes": [
             { "object": "backend", "name": "u/a:1", "change": "changed",
               "keys": [{ "key": "weight", "before": null, "after": "1" }],
-              "sessions": null, "ended_sessions": 3, "moved_share": 0.5 }] });
+              "sessions": null, "moved_share": 0.5 }] });
         assert!(read::<ReloadReport>(&report.to_string()).is_ok());
         for lacking in without_a_field(&report) {
             let read = read::<ReloadReport>(&lacking.to_string());

@@ -101,6 +101,17 @@ pub enum SessionAction {
     CloseAfter(Duration),
 }
 
+impl SessionAction {
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Keep => "keep",
+            Self::Move => "move",
+            Self::Close => "close",
+            Self::CloseAfter(_) => "close_after",
+        }
+    }
+}
+
 /// A protocol of checks. It is declared by [`CheckProtocol::info`], its keys by
 /// `config::check::kind`, and its dialogue by `probe`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -106,7 +106,10 @@ impl Setup {
         assert_eq!(output.status.code(), Some(1), "{}", proc::text(&output));
         assert!(output.stdout.is_empty(), "{}", proc::text(&output));
         let shown = String::from_utf8(output.stderr).unwrap();
-        assert!(shown.ends_with("nothing was changed\n"), "{shown}");
+        assert!(
+            shown.ends_with("nothing was changed: the running configuration stays in effect\n"),
+            "{shown}"
+        );
         shown
     }
 
@@ -203,7 +206,9 @@ fn a_listener_is_added_and_removed() {
     setup.write(&original);
     let shown = setup.reload();
     assert!(
-        shown.starts_with("listener added: removed\n  sessions: 1\nhash: "),
+        shown.starts_with(
+            "listener added: removed\n  sessions: 1, left to end by themselves (on_removed)\nhash: "
+        ),
         "{shown}"
     );
     wait_refused(added);
@@ -235,7 +240,7 @@ fn picks_follow_the_backends() {
     ));
     let shown = setup.reload();
     let lines = format!(
-        "backend back/{}: removed\n  sessions: 1\nbackend back/{one}: changed\n  \
+        "backend back/{}: removed\n  sessions: 1, left to end by themselves (on_removed)\nbackend back/{one}: changed\n  \
          weight: 1 -> 3\n  sessions: 0\nhash: ",
         third.addr
     );

@@ -80,27 +80,31 @@ impl<'a> Forecast<'a> {
         }
     }
 
-    /// Those of these sessions that the change ends, at once or later. Flows that move do not end.
-    pub(super) fn ended_sessions(&self, change: &Change) -> Option<u64> {
-        let action = match change {
-            Change::Upstream(Edit::Removed(upstream)) => upstream.on_removed,
+    /// What becomes of these sessions, where the change removes what they belong to.
+    pub(super) fn on_removed(&self, change: &Change) -> Option<SessionAction> {
+        match change {
+            Change::Upstream(Edit::Removed(upstream)) => Some(upstream.on_removed),
             Change::Backend {
                 upstream,
                 edit: Edit::Removed(_),
-            } => find(self.plan, upstream).map_or(SessionAction::Keep, |u| u.on_removed),
-            Change::Listener(Edit::Removed(listener)) => self.on_removal_of(listener),
+            } => Some(find(self.plan, upstream).map_or(SessionAction::Keep, |u| u.on_removed)),
+            Change::Listener(Edit::Removed(listener)) => Some(self.on_removal_of(listener)),
             Change::Process(_)
             | Change::Admin(_)
             | Change::Log(_)
             | Change::Listener(_)
             | Change::Backend { .. }
             | Change::Upstream(_)
-            | Change::NeedsUpgrade(_) => SessionAction::Keep,
-        };
+            | Change::NeedsUpgrade(_) => None,
+        }
+    }
+
+    /// Those of these sessions that the change ends, at once or later. Flows that move do not end.
+    pub(super) fn ended_sessions(&self, change: &Change) -> Option<u64> {
         let sessions = self.sessions(change)?;
-        Some(match action {
-            SessionAction::Close | SessionAction::CloseAfter(_) => sessions,
-            SessionAction::Keep | SessionAction::Move => 0,
+        Some(match self.on_removed(change) {
+            Some(SessionAction::Close | SessionAction::CloseAfter(_)) => sessions,
+            Some(SessionAction::Keep | SessionAction::Move) | None => 0,
         })
     }
 

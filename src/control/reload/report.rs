@@ -5,7 +5,7 @@ use crate::{
     config::{self, ChangedKey},
     control::{Prepared, View},
     plan::{
-        Plan, counted,
+        Plan, SessionAction, counted,
         diff::{Change, Edit, diff, reachable},
     },
 };
@@ -43,6 +43,10 @@ pub struct ReportedChange {
     pub sessions: Option<u64>,
     /// Those of them that the change ends, at once or later.
     pub ended_sessions: Option<u64>,
+    /// What becomes of its sessions: `None` unless it is removed.
+    pub on_removed: Option<&'static str>,
+    /// When they are terminated; `None`: they are not.
+    pub close_after_seconds: Option<f64>,
     /// The share of clients, from 0 to 1, that get another backend: of an upstream and its backends
     /// by all changes of the upstream together, of a listener by its change to another upstream.
     /// `None` unless a hash policy decides before and after.
@@ -79,7 +83,10 @@ impl ReloadReport {
             if let Change::NeedsUpgrade(_) = &change {
                 warnings.push(described.warning());
             }
+            let on_removed = forecast.on_removed(&change);
             reported.push(ReportedChange {
+                on_removed: on_removed.map(SessionAction::word),
+                close_after_seconds: on_removed.and_then(close_after),
                 sessions: forecast.sessions(&change),
                 ended_sessions: forecast.ended_sessions(&change),
                 moved_share: forecast.moved_share(&change),
@@ -131,6 +138,8 @@ impl ReloadReport {
             keys,
             sessions,
             ended_sessions,
+            on_removed,
+            close_after_seconds,
             moved_share,
             awaits_check,
         } in &self.changes
@@ -146,6 +155,8 @@ impl ReloadReport {
                 keys,
                 sessions,
                 ended_sessions,
+                on_removed,
+                close_after_seconds,
                 moved_share,
                 awaits_check,
                 "configuration differs"
@@ -210,6 +221,8 @@ fn add_changed_contents(
                     keys,
                     sessions: forecast.sessions(&change),
                     ended_sessions: forecast.ended_sessions(&change),
+                    on_removed: None,
+                    close_after_seconds: None,
                     moved_share: forecast.moved_share(&change),
                     awaits_check: false,
                 });
@@ -228,8 +241,18 @@ fn describe_change(before: &Plan, after: &Plan, change: &Change) -> ReportedChan
         keys: config::changed_keys(before, after, change),
         sessions: None,
         ended_sessions: None,
+        on_removed: None,
+        close_after_seconds: None,
         moved_share: None,
         awaits_check: false,
+    }
+}
+
+fn close_after(action: SessionAction) -> Option<f64> {
+    match action {
+        SessionAction::Keep | SessionAction::Move => None,
+        SessionAction::Close => Some(0.0),
+        SessionAction::CloseAfter(wait) => Some(wait.as_secs_f64()),
     }
 }
 
