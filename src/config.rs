@@ -3,7 +3,7 @@
 //! The text is parsed into a tree that knows where each value stands, and the tree is walked by
 //! hand: a derived deserializer stops at the first mistake.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::{
     config::text::shorten::shorten,
@@ -113,6 +113,24 @@ pub fn parse(text: &str, origin: &str) -> Result<Plan, Problems> {
         "this is no TOML".to_owned(),
         "see https://toml.io",
     ))
+}
+
+/// The admin socket that a file names although it is not valid, as far as it can be read: what was
+/// started from it before can be reached.
+pub fn admin_socket_of_invalid(path: &Path) -> Option<PathBuf> {
+    let text = String::from_utf8(read(path).ok()?).ok()?;
+    let of_section = |text: &str| {
+        let (tree, _) = text::syntax::parse(text, &text::report::Report::default());
+        let admin = tree.get_ref().get("admin")?.get_ref();
+        let socket = admin.get("socket")?.get_ref().as_str()?;
+        value::address::admin_socket(socket).ok()
+    };
+    // What is not closed before it may take the section in.
+    of_section(&text).or_else(|| {
+        let (_, rest) = text.split_once("\n[admin]")?;
+        let section = rest.split_once("\n[").map_or(rest, |(section, _)| section);
+        of_section(&format!("[admin]{section}\n"))
+    })
 }
 
 fn read(path: &Path) -> std::io::Result<Vec<u8>> {

@@ -1,13 +1,14 @@
 //! Talks to a running process over its admin socket.
 
-use super::ConfigFile;
+use super::{ConfigFile, complain};
 use crate::{
     cli::response::{
         self, CommandError, Events, History, ReloadProblems, ReloadReport, Status, clean,
         clean_lines,
     },
-    config,
+    config::{self, Problems},
     control::reload::Mode,
+    plan::counted,
 };
 use clap::Args;
 use serde::{Deserialize, de::DeserializeOwned};
@@ -62,9 +63,10 @@ impl AdminClient {
             return Ok(Self(path.clone()));
         }
         let file = &at.file.config;
-        let plan = config::load(file).map_err(|problems| {
-            format!("{problems}  hint: --socket PATH finds the process without its file\n")
-        })?;
+        let plan = match config::load(file) {
+            Ok(plan) => plan,
+            Err(problems) => return Self::find_by_invalid(file, &problems),
+        };
         match plan.admin.and_then(|admin| admin.socket) {
             Some(path) => Ok(Self(path)),
             None => Err(format!(
@@ -74,6 +76,24 @@ impl AdminClient {
                 file.display()
             )),
         }
+    }
+
+    /// What is wrong with its file is no reason to leave a process that serves without a command:
+    /// it was started before, and answers for its file itself in a reload.
+    fn find_by_invalid(file: &Path, problems: &Problems) -> Result<Self, String> {
+        let Some(socket) = config::admin_socket_of_invalid(file) else {
+            return Err(format!(
+                "{problems}error: so the admin socket of the running process is not known\n  hint: \
+                 name the socket itself: --socket PATH, as in --socket /run/tembuku/admin.sock\n"
+            ));
+        };
+        let (name, count) = (file.display(), counted(problems.len(), "problem"));
+        complain(&format!(
+            "warning: {name} has {count}, see `tembuku check -c {name}`; the running process is \
+             reached by the socket that it names, {}\n",
+            socket.display()
+        ));
+        Ok(Self(socket))
     }
 
     /// The state of everything, also as it was sent.

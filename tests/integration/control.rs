@@ -548,7 +548,7 @@ fn failures_to_find_the_process_are_reported() {
         (
             &["ready", &target, "-c", &broken],
             1,
-            "--socket PATH finds the process",
+            "name the socket itself: --socket PATH",
         ),
         (
             &["maint", &target, "-c", &nowhere],

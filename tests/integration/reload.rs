@@ -283,6 +283,45 @@ fn an_invalid_file_changes_nothing() {
     assert!(setup.tembuku.metric(time, &[]) > 1.7e9);
 }
 
+/// What is wrong with the file does not hide the process: it refuses the file itself, and counts.
+#[test]
+fn a_file_that_is_not_valid_leads_to_its_process() {
+    let setup = setup();
+    let original = setup.config();
+    let file = setup.file();
+    let run = |command: &str, code: i32| {
+        let output = cli(&[command, "-c", &file]);
+        assert_eq!(output.status.code(), Some(code), "{}", proc::text(&output));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let successful = || setup.tembuku.metric("config_last_reload_successful", &[]);
+    for broken in [
+        original.replace("workers = 2", "workers = 2\nworker = 3"),
+        original.replace("workers = 2", "workers = "),
+        original.replace("workers = 2", "names = [\"a\","),
+        format!("{original}backends = ["),
+    ] {
+        run("reload", 0);
+        assert_eq!(successful(), 1.0);
+        setup.write(&broken);
+        let refused = run("reload", 1);
+        assert!(refused.contains(&format!("\n --> {file}:")), "{refused}");
+        assert!(
+            refused.ends_with("configuration stays in effect\n"),
+            "{refused}"
+        );
+        assert_eq!(successful(), 0.0, "{broken}");
+        let warned = run("status", 0);
+        let begin = format!("warning: {file} has 1 problem, see `tembuku check -c {file}`; ");
+        assert!(warned.starts_with(&begin), "{warned}");
+        setup.write(&original);
+    }
+    setup.write(&original.replace("socket = ", "sockets = "));
+    let lost = run("status", 1);
+    assert!(lost.starts_with("error: "), "{lost}");
+    assert!(lost.contains("--socket /run/tembuku/admin.sock"), "{lost}");
+}
+
 #[test]
 fn an_address_in_use_changes_nothing() {
     let setup = setup();
