@@ -100,12 +100,10 @@ pub fn listener_name(name: &str, is_removed: bool) -> String {
     }
 }
 
-/// The sessions of a listener, and how many of them began under an older plan.
-pub fn sessions(all: u64, older: u64) -> String {
-    match older {
-        0 => all.to_string(),
-        older => format!("{all} ({older} older)"),
-    }
+/// The sessions of a listener that began under an older plan, if there are any.
+pub fn earlier_settings(sessions: u64) -> Option<String> {
+    let count = || counted(sessions, "session");
+    (sessions > 0).then(|| format!("{} with earlier settings", count()))
 }
 
 /// Of counts by reason, those that are not 0, the largest first.

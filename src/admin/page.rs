@@ -4,7 +4,8 @@
 use super::status;
 use crate::{
     admin::format::{
-        OperatorSettings, availability, explain, listener_name, load, reasons, sessions, size, span,
+        OperatorSettings, availability, earlier_settings, explain, listener_name, load, reasons,
+        size, span,
     },
     control::State,
 };
@@ -77,7 +78,7 @@ pub(super) fn render(state: &State) -> String {
 fn write_listeners(out: &mut String, all: &[status::Listener]) {
     out.push_str(
         "<h2>Listeners</h2><table><tr><th>name<th>protocol<th>addresses<th>upstream\
-         <th class=n>sessions<th class=n>accepted<th class=n>received<th class=n>sent</tr>",
+         <th class=n>sessions<th class=n>total<th class=n>in<th class=n>out</tr>",
     );
     for l in all {
         let _ = write!(
@@ -88,13 +89,18 @@ fn write_listeners(out: &mut String, all: &[status::Listener]) {
             l.protocol,
             escape(&l.addresses.join(", ")),
             escape(&l.upstream),
-            sessions(l.connections, l.older_plan),
+            l.connections,
             l.accepted,
             size(l.received_bytes),
             size(l.sent_bytes)
         );
     }
     out.push_str("</table>");
+    for l in all {
+        if let Some(text) = earlier_settings(l.older_plan) {
+            let _ = write!(out, "<p>listener {}: {text}</p>", escape(&l.name));
+        }
+    }
 }
 
 fn write_upstream(out: &mut String, u: &status::Upstream) {
@@ -102,8 +108,8 @@ fn write_upstream(out: &mut String, u: &status::Upstream) {
         out,
         "<h2>{} <small>({}, {})</small></h2>{}\
          <table><tr><th>backend<th>state<th>why<th>role<th>last check\
-         <th class=n>weight<th class=n>sessions<th class=n>connects<th class=n>failed\
-         <th class=n>received<th class=n>sent</tr>",
+         <th class=n>weight<th class=n>sessions<th class=n>total<th class=n>failed\
+         <th class=n>in<th class=n>out</tr>",
         escape(&u.name),
         u.balance,
         availability(
@@ -138,8 +144,9 @@ fn write_upstream(out: &mut String, u: &status::Upstream) {
             b.connections,
             b.connections_total,
             b.connect_errors_total,
-            size(b.received_bytes),
+            // What is sent to a backend came from clients.
             size(b.sent_bytes),
+            size(b.received_bytes),
             state = b.state,
             since = since(b.state_seconds),
         );

@@ -200,7 +200,7 @@ fn read_line(lines: &Lines<'_>, line: &str) -> Result<Option<Session>, String> {
 fn show_text(mut lines: Lines<'_>) -> Result<(), String> {
     let mut rows = vec![Row::of(
         ["id", "listener", "client", "upstream", "backend"],
-        ["port", "age", "idle", "received", "sent"],
+        ["port", "age", "idle", "in", "out"],
         ["state"],
     )];
     let mut widths = Widths::default();

@@ -7,7 +7,8 @@ use super::{
 };
 use crate::{
     admin::{
-        OperatorSettings, availability, explain, listener_name, load, reasons, sessions, size, span,
+        OperatorSettings, availability, earlier_settings, explain, listener_name, load, reasons,
+        size, span,
     },
     cli::response::{self, Backend, Listener, clean, clean_lines},
     plan::counted,
@@ -88,14 +89,14 @@ fn text(status: &response::Status) -> String {
     out.push('\n');
     let mut rows = vec![Row::of(
         ["listener", "protocol", "upstream"],
-        ["sessions", "accepted", "received", "sent"],
+        ["sessions", "total", "in", "out"],
         ["address"],
     )];
     rows.extend(status.listeners.iter().map(|l| {
         Row::of(
             [&listener_name(&l.name, l.removed), &l.protocol, &l.upstream].map(|word| clean(word)),
             [
-                sessions(l.connections, l.older_plan),
+                l.connections.to_string(),
                 l.accepted.to_string(),
                 size(l.received_bytes),
                 size(l.sent_bytes),
@@ -104,6 +105,11 @@ fn text(status: &response::Status) -> String {
         )
     }));
     out += &table(&rows);
+    for l in &status.listeners {
+        if let Some(text) = earlier_settings(l.older_plan) {
+            out += &format!("listener {}: {text}\n", clean(&l.name));
+        }
+    }
     out += &datagrams(&status.listeners);
     for u in &status.upstreams {
         out += &format!(
@@ -117,7 +123,7 @@ fn text(status: &response::Status) -> String {
         }
         let mut rows = vec![Row::of(
             ["backend", "state", "for"],
-            ["sessions", "weight"],
+            ["sessions", "total", "weight"],
             ["role", "check", "why"],
         )];
         rows.extend(u.backends.iter().map(backend));
@@ -164,7 +170,7 @@ fn backend(b: &Backend) -> Row {
             clean(&b.state),
             b.state_seconds.map_or_else(|| "-".to_owned(), span),
         ],
-        [b.connections.to_string(), b.weight.to_string()],
+        [b.connections, b.connections_total, b.weight].map(|n| n.to_string()),
         [
             dashed(clean(&b.role.join(", "))),
             dashed(check.unwrap_or_default()),
@@ -219,7 +225,7 @@ mod tests {
                   "weight": 5, "weight_in_file": 1,
                   "weight_since": "T2", "admin_state_since": "T1", "backup": false,
                   "connections": 1_000,
-                  "connections_total": 0, "connect_errors_total": 0, "received_bytes": 0,
+                  "connections_total": 1_234_567, "connect_errors_total": 0, "received_bytes": 0,
                   "sent_bytes": 0 },
                 { "address": "unix:/run/\u{1b}[31m", "state": "up", "why": "",
                   "awaits_check": false, "available": true, "role": [], "last_check": null,
@@ -235,20 +241,21 @@ tembuku 1.2.3: running, pid 7, up 1h 2m 5s, 5 of 100 connections, 20 of 30 flows
              with the limits of one of 3 nodes
 previous: pid 6, 3 connections, 2 flows, since T0
 
-listener  protocol  upstream     sessions  accepted  received     sent  address
-cache     tcp       redis     5 (2 older)     12345   1.5 KiB      7 B  0.0.0.0:6379, unix:/x
-dns       udp       names              20       100   2.9 KiB  3.9 KiB  0.0.0.0:53
-log       udp       names               0         0       0 B      0 B  0.0.0.0:514
+listener  protocol  upstream  sessions  total       in      out  address
+cache     tcp       redis            5  12345  1.5 KiB      7 B  0.0.0.0:6379, unix:/x
+dns       udp       names           20    100  2.9 KiB  3.9 KiB  0.0.0.0:53
+log       udp       names            0      0      0 B      0 B  0.0.0.0:514
+listener cache: 2 sessions with earlier settings
 
 datagrams  received  sent  dropped  for what reason
 dns            1000   980       20  no_backend 19, late 1
 log               0     0        0  -
 
 upstream redis: round_robin, 2 of 2 available, 1 full, 3 queued
-backend                   state    for    sessions  weight  role     check  why
-10.0.0.1:6379             drained  2m 5s      1000       5  primary  ok     set by the operator; \
+backend                   state    for    sessions    total  weight  role     check  why
+10.0.0.1:6379             drained  2m 5s      1000  1234567       5  primary  ok     set by the operator; \
 since T1; weight 5 by operator, 1 in the file, since T2
-unix:/run/\u{fffd}[31m (backup)  up       -             0   65535  -        -
+unix:/run/\u{fffd}[31m (backup)  up       -             0        0   65535  -        -
 ";
         let status = response::read(&status.to_string()).expect("every field");
         assert_eq!(text(&status), expected);

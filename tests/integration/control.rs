@@ -438,9 +438,9 @@ fn status_shows_drained_backends_and_their_sessions() {
     let mut row = lines[7].clone();
     row.remove(2);
     let shown = row.join(" ");
-    let why = format!("{first} drained 2 1 - - set by the operator; since 20");
+    let why = format!("{first} drained 2 2 1 - - set by the operator; since 20");
     assert!(shown.starts_with(&why), "{shown}");
-    assert_eq!(lines[8].join(" "), format!("{second} up - 1 1 - -"));
+    assert_eq!(lines[8].join(" "), format!("{second} up - 1 1 1 - -"));
     assert_eq!(lines.len(), 9);
     // And the same for programs.
     let json = stdout(&setup.cli(&["status", "--json"]));

@@ -161,7 +161,12 @@ fn sessions_of_an_older_plan_are_counted() {
     assert_eq!(counts(), [3, 3]);
     let more = net::session(front).unwrap();
     assert_eq!(counts(), [4, 3]);
-    assert!(tembuku.get("/").body.contains("4 (3 older)"));
+    assert!(
+        tembuku
+            .get("/")
+            .body
+            .contains("3 sessions with earlier settings")
+    );
     tembuku.reload(&config(3));
     assert_eq!(counts(), [4, 4]);
     drop((sessions, more));

@@ -174,7 +174,7 @@ fn a_backend_is_drained_and_weighted_by_keys_after_a_confirmation() {
     terminal.run(&setup.command(""));
     let screen = terminal.wait(&setup.name(2));
     for title in [
-        "backend", "state", "sess", "conn/s", "in/s", "out/s", "err/s",
+        "backend", "state", "sess", "conn/s", "in B/s", "out B/s", "err/s",
     ] {
         assert!(screen.contains(title), "{title}:\n{screen}");
     }

@@ -2,7 +2,7 @@
 // Every text is set as text: nothing that a process sends becomes markup.
 (() => {
 const PERIOD = 2000, SAMPLES = 120, WIDTH = 120, HEIGHT = 24, MOST_EVENTS = 256, MOST_SHOWN = 100;
-const FIGURES = ["sessions", "connects", "received", "sent", "errors"];
+const FIGURES = ["sessions", "connects", "in", "out", "errors"];
 const MORE_ROWS = 100, MOST_ROWS = 2000;
 const $ = id => document.getElementById(id);
 const rows = { listeners: new Map(), backends: new Map() };
@@ -122,7 +122,7 @@ const drawSparks = row => {
   row.drawn = of.version;
   set(row.sparks.sessions, "sessions", [of.sessions]);
   set(row.sparks.connects, "connects/s", [of.connects]);
-  set(row.sparks.bytes, "bytes/s", [of.received, of.sent]);
+  set(row.sparks.bytes, "bytes/s", [of.in, of.out]);
   set(row.sparks.errors, "errors/s", [of.errors]);
 };
 const last = list => list && list.length ? list[list.length - 1] : 0;
@@ -141,7 +141,7 @@ const showFigures = (row, sessions) => {
   const of = row.series || {};
   put(row.sparks.sessions.value, sessions);
   put(row.sparks.connects.value, short(last(of.connects)));
-  put(row.sparks.bytes.value, `${size(last(of.received))} · ${size(last(of.sent))}`);
+  put(row.sparks.bytes.value, `${size(last(of.in))} · ${size(last(of.out))}`);
   put(row.sparks.errors.value, short(last(of.errors)));
   if (row.isSeen) drawSparks(row);
 };
@@ -154,9 +154,10 @@ const showListener = (l, after) => {
   put(row.state, { removed: "removed", up: "serving", down: "no backend" }[l.state]);
   const dropped = Object.entries(l.dropped_by_reason || {}).filter(([, count]) => count);
   put(row.why, dropped.length ? `dropped: ${dropped.map(([word, count]) => `${word} ${count}`).join(", ")}` : "");
-  put(row.operator, `accepted ${l.accepted}, in ${size(l.received_bytes)}, out ${size(l.sent_bytes)}`);
-  addSamples(row, l.samples, after);
-  showFigures(row, l.older_plan ? `${l.connections} (${l.older_plan} older)` : `${l.connections}`);
+  put(row.operator, `total ${l.accepted}, in ${size(l.received_bytes)}, out ${size(l.sent_bytes)}`
+    + (l.older_plan ? `; ${l.older_plan} of the sessions with earlier settings` : ""));
+  addSamples(row, l.samples && { ...l.samples, in: l.samples.received, out: l.samples.sent }, after);
+  showFigures(row, `${l.connections}`);
   return [l.name, row];
 };
 const showBackend = (b, after) => {
@@ -179,7 +180,8 @@ const showBackend = (b, after) => {
   const lag = c ? [c.lag_seconds === null ? "" : `lag ${c.lag_seconds} s`, c.lag_bytes === null ? "" : `lag ${size(c.lag_bytes)}`] : [];
   put(row.transcript, c ? [c.transcript, ...lag].filter(Boolean).join("\n") : "");
   put(row.cells.weight, String(b.weight));
-  addSamples(row, b.samples, after);
+  // What is sent to a backend came from clients.
+  addSamples(row, b.samples && { ...b.samples, in: b.samples.sent, out: b.samples.received }, after);
   showFigures(row, String(b.connections));
   return [key, row];
 };

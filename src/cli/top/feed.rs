@@ -65,8 +65,9 @@ pub(super) struct Data {
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Rates {
     pub(super) connects: f64,
-    pub(super) received: f64,
-    pub(super) sent: f64,
+    /// Bytes.
+    pub(super) from_clients: f64,
+    pub(super) to_clients: f64,
     pub(super) errors: f64,
 }
 
@@ -233,10 +234,11 @@ fn totals(status: &Status) -> HashMap<String, [u64; 4]> {
     });
     let backends = status.upstreams.iter().flat_map(|u| {
         u.backends.iter().map(|b| {
+            // What is sent to a backend came from clients.
             let totals = [
                 b.connections_total,
-                b.received_bytes,
                 b.sent_bytes,
+                b.received_bytes,
                 b.connect_errors_total,
             ];
             (backend_key(&u.name, b), totals)
@@ -253,8 +255,8 @@ fn rates(before: &Before, now: &Before) -> HashMap<String, Rates> {
         let of = |n: usize| rate(known[n], totals[n], passed);
         let rates = Rates {
             connects: of(0),
-            received: of(1),
-            sent: of(2),
+            from_clients: of(1),
+            to_clients: of(2),
             errors: of(3),
         };
         Some((key.clone(), rates))
@@ -301,11 +303,29 @@ mod tests {
         let after = of(at + Duration::from_secs(2), [14, 3_000, 0, 0]);
         let expected = Rates {
             connects: 2.0,
-            received: 1_000.0,
-            sent: 0.0,
+            from_clients: 1_000.0,
+            to_clients: 0.0,
             errors: 0.0,
         };
         assert_eq!(rates(&before, &after)["l a"], expected);
+    }
+
+    /// What came from clients has gone to backends.
+    #[test]
+    fn bytes_have_the_same_direction_in_every_row() {
+        let status = serde_json::json!({
+            "process": { "version": "1", "state": "running", "pid": 7, "connections": 0,
+                "flows": 0 },
+            "listeners": [{ "name": "l", "protocol": "tcp", "connections": 0,
+                "received_bytes": 10, "sent_bytes": 20 }],
+            "upstreams": [{ "name": "u", "backends": [{ "address": "b", "state": "up",
+                "admin_state": "ready", "awaits_check": false, "connections": 0,
+                "received_bytes": 20, "sent_bytes": 10 }] }],
+        });
+        let status = crate::cli::response::read(&status.to_string()).expect("a status");
+        let totals = totals(&status);
+        assert_eq!(totals["l l"], [0, 10, 20, 0]);
+        assert_eq!(totals["b u/b"], totals["l l"]);
     }
 
     #[test]

@@ -8,7 +8,8 @@ use super::{
 };
 use crate::{
     admin::{
-        OperatorSettings, explain, is_good, is_well, listener_name, sessions, span, state_rank,
+        OperatorSettings, earlier_settings, explain, is_good, is_well, listener_name, span,
+        state_rank,
     },
     cli::{
         admin_state::Name,
@@ -66,8 +67,8 @@ const BACKENDS: &[Column] = &[
     right("wt", 4),
     right("sess", 6),
     right("conn/s", 6),
-    right("in/s", 5),
-    right("out/s", 5),
+    right("in B/s", 6),
+    right("out B/s", 7),
     right("err/s", 5),
 ];
 const LISTENERS: &[Column] = &[
@@ -76,8 +77,8 @@ const LISTENERS: &[Column] = &[
     left("upstream", 16),
     right("sess", 7),
     right("conn/s", 6),
-    right("in/s", 5),
-    right("out/s", 5),
+    right("in B/s", 6),
+    right("out B/s", 7),
     right("err/s", 5),
 ];
 const SESSIONS: &[Column] = &[
@@ -86,8 +87,8 @@ const SESSIONS: &[Column] = &[
     right("age", 9),
     right("idle", 8),
     right("B/s", 5),
-    right("in", 5),
-    right("out", 5),
+    right("in B", 5),
+    right("out B", 5),
 ];
 const EVENTS: &[Column] = &[
     left("what", 0),
@@ -167,7 +168,7 @@ fn sort_key(entry: &Entry, sort: Sort) -> f64 {
         Sort::State => entry.state_rank as f64,
         Sort::Sessions => -(entry.sessions as f64),
         Sort::Connects => -entry.rates.connects,
-        Sort::Bytes => -(entry.rates.received + entry.rates.sent),
+        Sort::Bytes => -(entry.rates.from_clients + entry.rates.to_clients),
         Sort::Errors => -entry.rates.errors,
     }
 }
@@ -222,7 +223,7 @@ fn backend(upstream: &str, b: &Backend, data: &Data) -> Entry {
     }
     detail.retain(|part| !part.is_empty());
     let is_set = b.admin_state_since.is_some() || b.weight_since.is_some();
-    let [connects, received, sent, errors] = rates_shown;
+    let [connects, from_clients, to_clients, errors] = rates_shown;
     Entry {
         key: backend_key(upstream, b),
         cells: vec![
@@ -231,8 +232,8 @@ fn backend(upstream: &str, b: &Backend, data: &Data) -> Entry {
             b.weight.to_string(),
             b.connections.to_string(),
             connects,
-            received,
-            sent,
+            from_clients,
+            to_clients,
             errors,
         ],
         style: BackendState::of_word(&b.state).map_or(Style::Warning, style),
@@ -247,19 +248,24 @@ fn backend(upstream: &str, b: &Backend, data: &Data) -> Entry {
 
 fn listener(l: &Listener, data: &Data) -> Entry {
     let rates = data.rates.get(&listener_key(l));
-    let [connects, received, sent, errors] = rate_cells(rates);
+    let [connects, from_clients, to_clients, errors] = rate_cells(rates);
     let mut upstreams = data.status.upstreams.iter();
     let is_served = upstreams.any(|u| u.name == l.upstream && u.available > 0);
+    let mut detail = vec![shown(&l.addresses.join(", "))];
+    detail.extend(earlier_settings(l.older_plan));
+    if !is_served {
+        detail.push("no backend is available".to_owned());
+    }
     Entry {
         key: listener_key(l),
         cells: vec![
             shown(&listener_name(&l.name, l.removed)),
             shown(&l.protocol),
             shown(&l.upstream),
-            sessions(l.connections, l.older_plan),
+            l.connections.to_string(),
             connects,
-            received,
-            sent,
+            from_clients,
+            to_clients,
             errors,
         ],
         style: match (is_served, l.removed) {
@@ -267,13 +273,7 @@ fn listener(l: &Listener, data: &Data) -> Entry {
             (true, false) => Style::Good,
             (false, false) => Style::Bad,
         },
-        detail: match is_served {
-            true => shown(&l.addresses.join(", ")),
-            false => format!(
-                "{}; no backend is available",
-                shown(&l.addresses.join(", "))
-            ),
-        },
+        detail: detail.join("; "),
         backend: None,
         sessions: l.connections,
         is_well: is_served && !l.removed && rates.is_none_or(|rates| rates.errors == 0.0),
@@ -311,7 +311,7 @@ fn session(s: &Session, rate: f64) -> Entry {
         sessions: 1,
         is_well: true,
         rates: Rates {
-            received: rate,
+            from_clients: rate,
             ..Rates::default()
         },
         state_rank: 0,
@@ -385,10 +385,10 @@ fn upstream(u: &Upstream) -> Entry {
     }
 }
 
-/// Connects, received, sent, errors; none of what has been seen once.
+/// Connects, bytes from clients and to them, errors; none of what has been seen once.
 fn rate_cells(rates: Option<&Rates>) -> [String; 4] {
     match rates {
         None => std::array::from_fn(|_| "-".to_owned()),
-        Some(r) => [r.connects, r.received, r.sent, r.errors].map(short),
+        Some(r) => [r.connects, r.from_clients, r.to_clients, r.errors].map(short),
     }
 }

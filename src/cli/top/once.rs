@@ -44,14 +44,22 @@ pub(super) fn show(client: &AdminClient, mut ui: Ui) -> Result<(), String> {
 /// Those of the last sample.
 fn rates(history: &History) -> HashMap<String, Rates> {
     let listeners = history.listeners.iter();
-    let listeners = listeners.map(|l| (format!("l {}", l.name), &l.rates));
+    let listeners = listeners.map(|l| {
+        let rates = &l.rates;
+        (format!("l {}", l.name), rates, &rates.received, &rates.sent)
+    });
     let backends = history.backends.iter();
-    let backends = backends.map(|b| (format!("b {}/{}", b.upstream, b.backend), &b.rates));
-    let rates = listeners.chain(backends).filter_map(|(key, of)| {
+    // What is sent to a backend came from clients.
+    let backends = backends.map(|b| {
+        let (key, rates) = (format!("b {}/{}", b.upstream, b.backend), &b.rates);
+        (key, rates, &rates.sent, &rates.received)
+    });
+    let all = listeners.chain(backends);
+    let rates = all.filter_map(|(key, of, from_clients, to_clients)| {
         let rates = Rates {
             connects: *of.connects.last()?,
-            received: *of.received.last()?,
-            sent: *of.sent.last()?,
+            from_clients: *from_clients.last()?,
+            to_clients: *to_clients.last()?,
             errors: *of.errors.last()?,
         };
         Some((key, rates))

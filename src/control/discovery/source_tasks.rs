@@ -207,7 +207,7 @@ impl Decider {
     fn report_failure(&mut self, error: &SourceError, now: Instant) {
         let upstream = &self.discovery.upstream;
         let kind = self.discover.source.kind().word();
-        let is_old = self.discovery.known() != Known::Answered;
+        let has_answered = self.discovery.known() == Known::Answered;
         let failures = self.failures.get_or_insert(Failures {
             count: 0,
             began: now,
@@ -218,7 +218,7 @@ impl Decider {
         if failures.count == 1 || now >= failures.logged + LOG_INTERVAL {
             failures.logged = now;
             tracing::warn!(%upstream, kind, error = error.message, failures = failures.count,
-                is_old, "no usable answer from the source of backends, its last set stays");
+                has_answered, "no usable answer from the source of backends, its last set stays");
         }
         if !failures.is_recorded && now >= failures.began + SILENCE {
             failures.is_recorded = true;
