@@ -425,6 +425,8 @@ fn an_endpoint_that_is_out_is_not_taken_out_again() {
         (snapshot.state, snapshot.failed_until),
         (BackendState::Unproven, None)
     );
+    let what_ends_it = "the next session tries it, and it is up once that has connected";
+    assert!(snapshot.why.ends_with(what_ends_it), "{}", snapshot.why);
 }
 
 /// An address that is no longer named is checked as long as there are sessions on it.
