@@ -92,6 +92,16 @@ pub(crate) enum AnySource {
     Kubernetes(Box<kubernetes::Kubernetes>),
 }
 
+/// One answer of a source, for an operator.
+pub(crate) async fn ask_once(discover: &Discover) -> Result<Snapshot, SourceError> {
+    let mut source = AnySource::open(discover);
+    // Of several servers the first may not answer. A source itself says best what has taken so
+    // long.
+    let limit = discover.timeout * discover.source.servers() + discover.timeout;
+    let answer = tokio::time::timeout(limit, source.next()).await;
+    answer.unwrap_or_else(|_| Err(SourceError::timed_out(limit)))
+}
+
 impl AnySource {
     /// Asks nothing yet. Files with credentials are read whenever a source connects, so that
     /// rotated ones are followed.

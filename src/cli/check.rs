@@ -9,7 +9,8 @@ use crate::{
     cli::response::clean,
     config,
     control::{
-        ProbeOutcome, ProbedBackend, StartError, StartErrors, find_obstacles, may_bind, probe_once,
+        ProbeOutcome, ProbedBackend, SourceAnswer, StartError, StartErrors, ask_sources_once,
+        find_obstacles, may_bind, probe_once,
     },
     plan::{Addr, Listener, Plan, counted},
     sys,
@@ -34,8 +35,8 @@ pub(super) fn run(path: &Path, file_only: bool) -> ExitCode {
             }
             check_machine(&plan)?;
         }
-        let summary = summary(&plan);
-        print(&format!("{}: ok: {summary}\n", path.display()))
+        let (summary, sources) = (summary(&plan), sources(&plan, path));
+        print(&format!("{}: ok: {summary}\n{sources}", path.display()))
     });
     code(checked)
 }
@@ -83,9 +84,10 @@ fn wait_for<T>(future: impl Future<Output = T>) -> Result<T, String> {
     Ok(result)
 }
 
-/// Checks every backend once. What they answer goes to standard output.
+/// Checks every backend once, also those that sources name. What they answer goes to standard
+/// output.
 pub(super) fn probe(path: &Path) -> ExitCode {
-    let plan = match load(path) {
+    let mut plan = match load(path) {
         Ok(plan) => plan,
         Err(why) => return code(Err(why)),
     };
@@ -96,6 +98,11 @@ pub(super) fn probe(path: &Path) -> ExitCode {
             false
         }
     };
+    let answers = match wait_for(ask_sources_once(&mut plan)) {
+        Ok(answers) => answers,
+        Err(why) => return code(Err(why)),
+    };
+    let is_ready = report_answers(&answers) && is_ready;
     let probed = wait_for(probe_once(&plan));
     let probed = match probed.and_then(|probed| probed.map_err(|errors| errors.to_string())) {
         Ok(probed) => probed,
@@ -120,6 +127,31 @@ pub(super) fn probe(path: &Path) -> ExitCode {
         }
         (Err(why), _) => code(Err(why)),
     }
+}
+
+/// What sources name goes to standard output; whether all have answered.
+fn report_answers(answers: &[SourceAnswer]) -> bool {
+    let mut have_all = true;
+    for SourceAnswer {
+        upstream,
+        kind,
+        backends,
+    } in answers
+    {
+        let source = format!("upstream {upstream}: its source ({kind})");
+        let shown = match backends {
+            Ok(count) => print(&format!("{source} names {}\n", counted(*count, "backend"))),
+            Err(why) => Err(format!(
+                "error: {source} has no usable answer: {}\n",
+                clean(why)
+            )),
+        };
+        if let Err(why) = shown {
+            complain(&why);
+            have_all = false;
+        }
+    }
+    have_all
 }
 
 fn probed_table(probed: &[ProbedBackend]) -> String {
@@ -199,19 +231,37 @@ fn foreign_addresses(listener: &Listener, is_local: impl Fn(IpAddr) -> bool) -> 
     foreign.iter().map(warning).collect()
 }
 
+/// Where further backends come from, a line for each source.
+fn sources(plan: &Plan, path: &Path) -> String {
+    let lines = plan.upstreams.iter().filter_map(|upstream| {
+        let kind = upstream.discover.as_ref()?.source.kind().word();
+        let (name, path) = (&upstream.name, path.display());
+        Some(format!(
+            "upstream {name}: further backends come from its source ({kind}), which was not asked; \
+             `tembuku discover -c {path} {name}` asks it, `tembuku check --probe -c {path}` its \
+             backends as well\n"
+        ))
+    });
+    lines.collect()
+}
+
 fn summary(plan: &Plan) -> String {
     let backends = plan
         .upstreams
         .iter()
         .map(|upstream| upstream.backends.len())
         .sum();
-    [
+    let summary = [
         (plan.listeners.len(), "listener"),
         (plan.upstreams.len(), "upstream"),
         (backends, "backend"),
     ]
     .map(|(count, noun)| format!("{count} {noun}{}", if count == 1 { "" } else { "s" }))
-    .join(", ")
+    .join(", ");
+    match plan.upstreams.iter().any(|u| u.discover.is_some()) {
+        true => summary + " in the file",
+        false => summary,
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use super::{ConfigFile, code, complain, print};
 use crate::{
     cli::response::clean,
     config,
-    discover::{AnySource, Found, Snapshot, Source as _, SourceError, format::check_address},
+    discover::{Found, Snapshot, SourceError, ask_once, format::check_address},
     plan::{Discover, Upstream, counted},
 };
 use clap::Args;
@@ -86,14 +86,7 @@ fn ask(discover: &Discover) -> std::io::Result<Result<Snapshot, SourceError>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let answer = runtime.block_on(async {
-        let mut source = AnySource::open(discover);
-        // Of several servers the first may not answer. A source itself says best what has taken so
-        // long.
-        let limit = discover.timeout * discover.source.servers() + discover.timeout;
-        let answer = tokio::time::timeout(limit, source.next()).await;
-        answer.unwrap_or_else(|_| Err(SourceError::timed_out(limit)))
-    });
+    let answer = runtime.block_on(ask_once(discover));
     // What hangs is not waited for.
     runtime.shutdown_background();
     Ok(answer)

@@ -3,11 +3,13 @@
 
 mod asking;
 mod backends;
+mod once;
 mod queue;
 mod saved;
 mod source_state;
 mod source_tasks;
 
+pub use once::{SourceAnswer, ask_sources_once};
 pub use queue::DiscoveryQueue;
 
 use crate::{
