@@ -34,7 +34,9 @@ pub use apply::Applied;
 pub use discovery::{Discovery, SourceAnswer, UpdateResult, apply_saved, ask_sources_once};
 pub use node::{DelayEnd, NodeFault};
 pub use prepare::Prepared;
-pub use probe_once::{ProbeOutcome, ProbedBackend, probe_once};
+pub use probe_once::{
+    ProbeOutcome, ProbedBackend, WrongPrimaries, find_wrong_primaries, probe_once,
+};
 pub use service_manager::ServiceManager;
 pub use session_exchange::{
     Carriers, HandedPlaces, OtherProcess, SessionReceiver, SessionSender, SessionsReport,

@@ -9,8 +9,8 @@ use crate::{
     cli::response::clean,
     config,
     control::{
-        ProbeOutcome, ProbedBackend, SourceAnswer, StartError, StartErrors, ask_sources_once,
-        find_obstacles, may_bind, probe_once,
+        ProbeOutcome, ProbedBackend, SourceAnswer, StartError, StartErrors, WrongPrimaries,
+        ask_sources_once, find_obstacles, find_wrong_primaries, may_bind, probe_once,
     },
     plan::{Addr, Listener, Plan, counted},
     sys,
@@ -112,6 +112,14 @@ pub(super) fn probe(path: &Path) -> ExitCode {
     };
     let failed = probed.iter().filter(|one| one.outcome.is_failure()).count();
     let written = print(&probed_table(&probed));
+    let wrong = find_wrong_primaries(&plan, &probed);
+    complain(
+        &wrong
+            .iter()
+            .map(describe_wrong_primaries)
+            .collect::<String>(),
+    );
+    let is_ready = is_ready && wrong.is_empty();
     match (written, failed) {
         (Ok(()), 0) if is_ready => ExitCode::SUCCESS,
         (Ok(()), 0) => ExitCode::FAILURE,
@@ -126,6 +134,24 @@ pub(super) fn probe(path: &Path) -> ExitCode {
             ExitCode::FAILURE
         }
         (Err(why), _) => code(Err(why)),
+    }
+}
+
+fn describe_wrong_primaries(wrong: &WrongPrimaries) -> String {
+    let WrongPrimaries {
+        upstream,
+        primaries,
+    } = wrong;
+    match primaries.len() {
+        0 => format!(
+            "error: upstream {upstream}: no server is primary, so that none would take sessions\n"
+        ),
+        count => format!(
+            "error: upstream {upstream}: {count} backends are primary: {}; only one of them would \
+             take sessions, and what clients write to another is lost\n  hint: make each of the \
+             others a replica of the right one\n",
+            primaries.join(", ")
+        ),
     }
 }
 

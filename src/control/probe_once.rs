@@ -4,11 +4,14 @@
 use super::{StartErrors, prepare::load_credentials, resolve};
 use crate::{
     plan::{
-        Addr, Check, CheckAt, CheckKind, Plan, Protocol, SessionAction, Tls, Upstream,
+        Addr, Check, CheckAt, CheckKind, Plan, Protocol, Role, SessionAction, Tls, Upstream,
         reason::CheckResult,
     },
     probe::{CheckReport, Probe},
-    upstream::balance::Chance,
+    upstream::{
+        balance::Chance,
+        health::{PrimaryClaim, count_servers},
+    },
 };
 use ahash::RandomState;
 use std::{sync::Arc, time::Duration};
@@ -166,6 +169,51 @@ pub async fn probe_once(plan: &Plan) -> Result<Vec<ProbedBackend>, StartErrors> 
         });
     }
     Ok(probed)
+}
+
+/// An upstream that is to have one primary, and has none or several.
+#[derive(Debug)]
+pub struct WrongPrimaries {
+    pub upstream: String,
+    /// The backends that report to be primary.
+    pub primaries: Vec<String>,
+}
+
+/// A server that is reached by several backends counts once.
+pub fn find_wrong_primaries(plan: &Plan, probed: &[ProbedBackend]) -> Vec<WrongPrimaries> {
+    let of_check = |upstream: &&Upstream| {
+        let role = upstream.check.as_ref().and_then(|check| check.kind.role());
+        role == Some(Role::Primary)
+    };
+    let wrong = plan
+        .upstreams
+        .iter()
+        .filter(of_check)
+        .filter_map(|upstream| {
+            let of_upstream = probed.iter().filter(|one| one.upstream == upstream.name);
+            let (backends, claims): (Vec<_>, Vec<_>) = of_upstream
+                .filter_map(|one| match (&one.outcome, &one.address) {
+                    (ProbeOutcome::Checked(report), Some(addr))
+                        if report.result == CheckResult::Ok =>
+                    {
+                        let claim = PrimaryClaim {
+                            role_since: None,
+                            epoch: report.finding.epoch.as_ref(),
+                            addr,
+                            server: report.finding.server.as_deref(),
+                            answers: true,
+                        };
+                        Some((one.backend.clone(), claim))
+                    }
+                    _ => None,
+                })
+                .unzip();
+            (count_servers(&claims) != 1).then(|| WrongPrimaries {
+                upstream: upstream.name.clone(),
+                primaries: backends,
+            })
+        });
+    wrong.collect()
 }
 
 enum Asked {

@@ -482,6 +482,66 @@ fn a_replica_that_has_not_synchronised_yet_is_worth_another_try() {
     }
 }
 
+/// Each of them would take writes.
+#[test]
+fn several_primaries_are_an_error_and_so_is_none() {
+    let servers = [(); 2].map(|()| Redis::start(ports::free_addr()));
+    let [one, two] = [0, 1].map(|n| servers[n].addr.to_string());
+    let config = |role: &str| {
+        format!(
+            "[listeners.a]\nbind = \"127.0.0.1:1\"\nupstream = \"writers\"\n\
+             [upstreams.writers]\nbackends = [\"{one}\", \"{two}\"]\n\
+             [upstreams.writers.check]\nkind = \"redis\"\nrole = \"{role}\"\n"
+        )
+    };
+    let output = check(&config("primary"), &["--probe"]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    let line = format!("error: upstream writers: 2 backends are primary: {one}, {two}; ");
+    assert!(stderr(&output).starts_with(&line), "{}", text(&output));
+    let output = check(&config("any"), &["--probe"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    drop(servers);
+    let output = check(&config("primary"), &["--probe"]);
+    let line = "upstream writers: no server is primary";
+    assert!(stderr(&output).contains(line), "{}", text(&output));
+}
+
+#[test]
+fn the_source_of_an_upstream_is_named_and_asked_by_a_probe() {
+    let dir = TempDir::new();
+    let server = Server::named("b1");
+    let list = dir.write("backends", &server.addr.to_string());
+    let config = |path: &str| {
+        format!(
+            "[listeners.a]\nbind = \"127.0.0.1:1\"\nupstream = \"app\"\n\
+             [upstreams.app.discover]\nkind = \"file\"\npath = \"{path}\"\n"
+        )
+    };
+    let config = |path: &std::path::Path| config(path.to_str().unwrap());
+    let output = check(&config(&list), &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    let shown = stdout(&output);
+    assert!(
+        shown.contains("1 upstream, 0 backends in the file\n"),
+        "{shown}"
+    );
+    let line = "\nupstream app: further backends come from its source (file), which was not asked";
+    assert!(shown.contains(line), "{shown}");
+    let output = check(&config(&list), &["--probe"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    let shown = stdout(&output);
+    let line = "upstream app: its source (file) names 1 backend\n";
+    assert!(shown.starts_with(line), "{shown}");
+    assert!(
+        shown.contains(&format!("\nok     app/{}", server.addr)),
+        "{shown}"
+    );
+    let output = check(&config(&dir.file("missing")), &["--probe"]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    let line = "error: upstream app: its source (file) has no usable answer: ";
+    assert!(stderr(&output).contains(line), "{}", text(&output));
+}
+
 /// As the running process would, with passwords; and a connect where there is no check.
 #[test]
 fn every_backend_is_asked_once() {

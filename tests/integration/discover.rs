@@ -371,6 +371,31 @@ fn settings_of_an_operator_survive_a_leave_and_a_reload_keeps_what_is_discovered
 }
 
 #[test]
+fn a_backend_of_the_file_stands_beside_those_of_the_source_with_its_own_settings() {
+    let own = Server::named("own");
+    let upstream = format!("backends = [{{ address = \"{}\", weight = 7 }}]", own.addr);
+    let source = OfFile::start(1, &[0], &upstream, "");
+    let found = source.servers[0].addr;
+    source.running.wait_backends(&[own.addr, found]);
+    let weights = || {
+        let upstream = source.running.upstream();
+        let backends = upstream["backends"].as_array().unwrap().iter();
+        let of = |b: &Value| (b["weight"].as_u64().unwrap(), b["discovered"] == true);
+        backends.map(of).collect::<Vec<_>>()
+    };
+    // Named by the source as well, and not any more.
+    for (named_too, weight) in [(true, 3), (false, 4)] {
+        let own = format!("{} weight=2", own.addr);
+        let own = named_too.then_some(own);
+        let lines = own.into_iter().chain([format!("{found} weight={weight}")]);
+        write(&source.path, &lines.collect::<Vec<_>>());
+        wait_until("the weights are those", secs(10), || {
+            weights() == [(7, false), (weight, true)]
+        });
+    }
+}
+
+#[test]
 fn a_draining_backend_takes_nothing_new_and_a_listener_is_no_backend() {
     let source = OfFile::start(2, &[0, 1], "", "");
     let running = &source.running;

@@ -150,7 +150,8 @@ pub(crate) static UPSTREAM: &[Row<UpstreamKeys>] = rows! {
             Some(format!("[\n{backends}]"))
         }),
         "\"host:port\", \"[::1]:53\", \"unix:/path\", or a table with `address` and the keys of a \
-         backend.";
+         backend. With `discover` these are always there, beside those of the source, and keep \
+         these settings where the source names them as well.";
     "resolve_interval" Form::Duration(Rule::Any), "30s", Always, value!(plan.resolve_interval),
         "How often host names are looked up again; \"0s\" = only at the start.";
     "resolve_required" Form::Flag, "true", Always, value!(plan.resolve_required),
