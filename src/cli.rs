@@ -120,11 +120,13 @@ enum Command {
     /// Print the formats of what an upgrade hands over
     #[command(hide = true)]
     HandoverFormats,
-    /// Give backends nothing new; `on_drain` decides about their sessions, and checks continue
+    /// Give backends nothing new; checks continue, and sessions stay unless `on_drain` or
+    /// --close-after ends them
     Drain(admin_state::Out),
     /// Let backends serve again
     Ready(admin_state::Ready),
-    /// Give backends nothing new, and do not check them either
+    /// Give backends nothing new, and do not check them either; sessions stay unless `on_drain` or
+    /// --close-after ends them
     Maint(admin_state::Out),
     /// Give a backend another weight than the file does, until the process ends
     Weight(weight::Arguments),

@@ -74,7 +74,8 @@ pub(super) struct Ready {
 pub(super) struct Out {
     #[command(flatten)]
     pub(super) which: Which,
-    /// Terminate their sessions after this time, whatever `on_drain` says
+    /// Terminate their sessions after this time, whatever `on_drain` says; without this, and with
+    /// `on_drain = "keep"` (the default), sessions stay until they end by themselves
     #[arg(long, value_name = "TIME", conflicts_with = "node", value_parser = duration)]
     close_after: Option<Duration>,
     /// Wait until they have no session left
@@ -162,8 +163,11 @@ pub(super) fn set(
     let order = json!({ "admin_state": admin_state.word() });
     let target = Target::Backend(name.clone());
     let changes = put(client, &target, admin_state, &order)?;
-    let lines: Vec<String> = changes.iter().map(change_text).collect();
-    Ok(lines.join(" ").trim_end().to_owned())
+    let lines = changes.iter().map(|change| {
+        let warning = warning(change).map(|text| format!(" ({text})"));
+        change_text(change).trim_end().to_owned() + &warning.unwrap_or_default()
+    });
+    Ok(lines.collect::<Vec<_>>().join(" "))
 }
 
 impl Name {
@@ -290,7 +294,11 @@ fn run_for_node(
         }
         let Some(rest) = timeout.checked_sub(began.elapsed()) else {
             let sessions = counted(sessions, "session");
-            return Err(format!("error: node: still {sessions} after {timeout:?}\n"));
+            return Err(format!(
+                "error: node: still {sessions} after {timeout:?}\n  hint: the node stays drained; \
+                 `tembuku kill` ends the sessions that are left, `tembuku ready --node` takes it \
+                 back\n"
+            ));
         };
         std::thread::sleep(LOOK.min(rest));
     }
@@ -355,21 +363,46 @@ fn notes(change: &AdminChange) -> String {
         Some(0.0) => Some("terminated now".to_owned()),
         Some(after) => Some(format!("terminated after {}", span(after))),
     };
-    let mut notes = fate.map_or_else(String::new, |fate| {
+    let note = fate.map_or_else(String::new, |fate| {
         let sessions = counted(change.connections, "session");
         format!("note: {upstream}/{backend}: {sessions} on it, {fate}\n")
     });
-    if let Some(without) = &change.without_backend {
-        let wait = match without.hold_timeout_seconds {
-            0.0 => "are refused (hold_timeout lets them wait)".to_owned(),
-            wait => format!("wait for up to {} (hold_timeout)", span(wait)),
-        };
-        notes += &format!("note: {upstream}: no backend takes sessions now; new ones {wait}\n");
-    }
-    notes
+    let warning = warning(change).map(|text| format!("warning: {text}\n"));
+    note + &warning.unwrap_or_default()
+}
+
+/// That a backend which was taken out was the last one.
+fn warning(change: &AdminChange) -> Option<String> {
+    let wait = match change.without_backend.as_ref()?.hold_timeout_seconds {
+        0.0 => "are refused (hold_timeout lets them wait)".to_owned(),
+        wait => format!("wait for up to {} (hold_timeout)", span(wait)),
+    };
+    let upstream = clean(&change.upstream);
+    Some(format!(
+        "upstream {upstream} has no backend left that takes sessions; new ones {wait}"
+    ))
 }
 
 impl Goal {
+    /// What to do about backends that were waited for in vain.
+    fn next_step(self, admin_state: AdminState) -> String {
+        match self {
+            Self::NoSessions => {
+                let (command, state) = match admin_state {
+                    AdminState::Drain | AdminState::Ready => ("drain", "drained"),
+                    AdminState::Maint => ("maint", "in maintenance"),
+                };
+                format!(
+                    "it stays {state}; `tembuku {command} --close-after TIME` ends the sessions \
+                     that are left, `tembuku ready` takes it back"
+                )
+            }
+            Self::Alive => {
+                "it stays ready, and takes sessions once its check has succeeded".to_owned()
+            }
+        }
+    }
+
     fn progress(self, backend: &Backend) -> Progress {
         let state = clean(&backend.state);
         let state = match &*backend.why {
@@ -434,7 +467,8 @@ fn wait_for(
             |one: &Pending| format!("{}: still {}", one.name, one.describe(client, goal));
         let Some(rest) = timeout.checked_sub(began.elapsed()) else {
             let line = |one| format!("error: {} after {timeout:?}\n", describe(one));
-            return Err(pending.iter().map(line).collect());
+            let lines: String = pending.iter().map(line).collect();
+            return Err(format!("{lines}  hint: {}\n", goal.next_step(admin_state)));
         };
         let what: Vec<String> = pending.iter().map(|one| one.what.clone()).collect();
         let is_due = match is_terminal {
@@ -507,7 +541,8 @@ mod tests {
         assert_eq!(
             notes("maint", json!(10.0), hold(30.0)),
             "note: u/b:1: 2 sessions on it, terminated after 10s\n\
-             note: u: no backend takes sessions now; new ones wait for up to 30s (hold_timeout)\n"
+             warning: upstream u has no backend left that takes sessions; new ones wait for up to \
+             30s (hold_timeout)\n"
         );
         let note = notes("drain", json!(0.0), hold(0.0));
         assert!(

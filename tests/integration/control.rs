@@ -470,7 +470,9 @@ fn a_drain_can_be_waited_for() {
         )),
         "{message}"
     );
-    assert!(message.ends_with(") after 300ms\n"), "{message}");
+    let hint = ") after 300ms\n  hint: it stays drained; `tembuku drain --close-after TIME` ends the \
+                sessions that are left, `tembuku ready` takes it back\n";
+    assert!(message.ends_with(hint), "{message}");
 
     let socket = setup.socket();
     let waiting = std::thread::spawn(move || {
