@@ -92,6 +92,23 @@ const WORDS: &[(&[&str], &str)] = &[
         "`tembuku kill` terminates sessions",
     ),
     (
+        &[
+            "failover",
+            "fail-over",
+            "switchover",
+            "switch-over",
+            "promote",
+            "demote",
+            "primary",
+            "master",
+            "replicaof",
+            "slaveof",
+        ],
+        "tembuku follows the primary and promotes none. Planned: `tembuku drain UPSTREAM/BACKEND \
+         --close-after 5s --wait`, promote the other server with its own tools (Redis: FAILOVER), \
+         `tembuku ready UPSTREAM/BACKEND`; see \"A planned fail-over\" in docs/recipes.md",
+    ),
+    (
         &["scale", "set-weight"],
         "`tembuku weight UPSTREAM/BACKEND N`",
     ),
@@ -154,6 +171,8 @@ mod tests {
             ("UP", "tembuku ready"),
             ("disable", "tembuku maint"),
             ("stop", "TERM"),
+            ("failover", "A planned fail-over"),
+            ("promote", "tembuku drain"),
         ] {
             assert!(
                 find(word).is_some_and(|advice| advice.contains(part)),
