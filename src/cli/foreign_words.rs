@@ -104,9 +104,9 @@ const WORDS: &[(&[&str], &str)] = &[
             "replicaof",
             "slaveof",
         ],
-        "tembuku follows the primary and promotes none. Planned: `tembuku drain UPSTREAM/BACKEND \
-         --close-after 5s --wait`, promote the other server with its own tools (Redis: FAILOVER), \
-         `tembuku ready UPSTREAM/BACKEND`; see \"A planned fail-over\" in docs/recipes.md",
+        "tembuku follows the primary and promotes none. A planned fail-over: `tembuku drain \
+         UPSTREAM/BACKEND --close-after 5s --wait`, then promote the other server with its own \
+         command (Redis: FAILOVER on the primary), then `tembuku ready UPSTREAM/BACKEND`",
     ),
     (
         &["scale", "set-weight"],

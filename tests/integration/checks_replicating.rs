@@ -17,6 +17,11 @@ use rustix::process::Signal;
 
 const DOWN: &str = "its link to its primary is down";
 
+/// Why a replica with this fault takes no readers, and what decides about that.
+fn no_readers(fault: &str) -> String {
+    format!("{fault}; it takes readers once it replicates (replicating = true)")
+}
+
 /// A primary of Redis whose replicas do not finish their first sync: it sends a key in ten seconds.
 fn primary_that_does_not_sync() -> Redis {
     let arguments =
@@ -55,7 +60,7 @@ fn a_redis_replica_without_its_primary_gets_no_readers() {
     drop(primary);
     readers.wait_state(&replica, "lagging");
     let status = readers.status(&replica);
-    assert_eq!(status["why"], DOWN);
+    assert_eq!(status["why"], no_readers(DOWN));
     assert_eq!(status["last_check"]["result"], "not_replicating");
     assert_eq!(status["available"], false);
     assert!(call(readers.front, "ROLE").is_err());
@@ -85,7 +90,10 @@ fn a_redis_replica_that_has_not_synced_gets_no_readers() {
     let setup = checks_redis::setup(&[&replica, &primary], "", "role = \"replica\"");
     setup.wait_state(&replica, "lagging");
     let why = setup.status(&replica)["why"].clone();
-    assert_eq!(why, "its sync with its primary has not finished");
+    assert_eq!(
+        why,
+        no_readers("its sync with its primary has not finished")
+    );
     setup.wait_state(&primary, "standby");
     assert!(call(setup.front, "GET key1").is_err());
 }
@@ -104,13 +112,14 @@ fn a_postgres_replica_that_does_not_replicate_gets_no_readers() {
     replica.sql("select pg_wal_replay_pause()");
     let saw = setup.wait(replica.addr, "lagging", "not_replicating");
     assert!(saw.ends_with(", its replay is paused"), "{saw}");
-    assert_eq!(setup.status(replica.addr)["why"], "its replay is paused");
+    let why = setup.status(replica.addr)["why"].clone();
+    assert_eq!(why, no_readers("its replay is paused"));
     replica.sql("select pg_wal_replay_resume()");
     setup.wait(replica.addr, "up", "ok");
 
     primary.end(Signal::INT);
     setup.wait(replica.addr, "lagging", "not_replicating");
-    assert_eq!(setup.status(replica.addr)["why"], DOWN);
+    assert_eq!(setup.status(replica.addr)["why"], no_readers(DOWN));
     assert!(net::connect(setup.front).is_err() || !reads(setup.front));
 }
 
@@ -147,7 +156,7 @@ fn a_mariadb_replica_that_does_not_replicate_gets_no_readers() {
 
     replica.sql("GRANT REPLICA MONITOR ON *.* TO 'check'@'%'");
     setup.wait_state(&backend, "lagging");
-    assert_eq!(why(), "it follows no primary");
+    assert_eq!(why(), no_readers("it follows no primary"));
     replica.sql(&format!(
         "CHANGE MASTER TO MASTER_HOST='127.0.0.1', MASTER_PORT={}, MASTER_USER='replica', \
          MASTER_CONNECT_RETRY=1, MASTER_USE_GTID=slave_pos; START SLAVE",
@@ -158,11 +167,11 @@ fn a_mariadb_replica_that_does_not_replicate_gets_no_readers() {
     replica.sql("STOP SLAVE SQL_THREAD");
     setup.wait_state(&backend, "lagging");
     wait_until("the reason is reported", secs(20), || {
-        why() == "its SQL thread has stopped"
+        why() == no_readers("its SQL thread has stopped")
     });
     replica.sql("START SLAVE; STOP SLAVE IO_THREAD");
     wait_until("the reason is reported", secs(20), || {
-        why() == "its I/O thread has stopped"
+        why() == no_readers("its I/O thread has stopped")
     });
     replica.sql("START SLAVE");
     setup.wait_state(&backend, "up");

@@ -389,6 +389,9 @@ fn explain_verdict(endpoints: &[&Endpoint]) -> Option<(BackendState, String)> {
         (Verdict::Down(None), _) => "not checked yet".to_owned(),
         (Verdict::Down(Some(result)), _) => explain_failed_check(result, last),
         (Verdict::Lagging, _) => match (fault, last.map(|c| c.finding.lag)) {
+            (Some(fault), _) if last.is_some_and(|c| c.result == CheckResult::NotReplicating) => {
+                format!("{fault}; it takes readers once it replicates (replicating = true)")
+            }
             (Some(fault), _) => fault.to_owned(),
             (None, Some(lag)) => explain_lag(lag),
             (None, None) => "it is behind".to_owned(),
