@@ -56,9 +56,9 @@ use crate::{
         pool::{
             configured::{Configured, Remembered},
             effective_verdict::Review,
-            endpoint::{BoxedEndpoint, Endpoint, EndpointConfig},
+            endpoint::{Endpoint, EndpointConfig},
             event::{Events, Outages},
-            index::Index,
+            index::{DepartedIndex, Index},
             locked::Locked,
             places::Places,
             preparation::Outline,
@@ -110,15 +110,16 @@ struct Inner {
     configured: Arc<Vec<Arc<Configured>>>,
     /// Those that are no backups in the order of the configuration, then backups: the numbering of
     /// the balancer.
-    endpoints: Vec<BoxedEndpoint>,
+    endpoints: Vec<Endpoint>,
     /// Of these endpoints.
     index: Arc<Index>,
     totals: Totals,
-    /// Those that are no longer named, with state that would be lost with them; by the ids of their
-    /// backends, in their order.
-    departed: Vec<BoxedEndpoint>,
+    /// Those that are no longer named, with state that would be lost with them; in the order in
+    /// which they were made.
+    departed: Vec<Endpoint>,
+    departed_index: Arc<DepartedIndex>,
     /// What an operator has set for backends that have left.
-    remembered: Vec<Remembered>,
+    remembered: Arc<Vec<Remembered>>,
     /// The verdict on an address before it has been checked; `None`: nothing is checked.
     start_verdict: Option<Verdict>,
     /// For what reasons flows move to another backend.
@@ -145,7 +146,7 @@ struct Inner {
 
 /// The endpoints as they are for one session at one moment.
 struct View<'a> {
-    endpoints: &'a [BoxedEndpoint],
+    endpoints: &'a [Endpoint],
     /// Of these endpoints.
     backends: &'a [Arc<Backend>],
     tried: &'a [u64],
@@ -267,7 +268,8 @@ impl Pool {
             index: Arc::default(),
             totals: Totals::default(),
             departed: Vec::new(),
-            remembered: Vec::new(),
+            departed_index: Arc::default(),
+            remembered: Arc::default(),
             start_verdict,
             moves: plan.flows_move,
             fast_path: false,
@@ -384,7 +386,7 @@ impl Pool {
             }));
             self.changed();
         }
-        inner.recount(i, now);
+        inner.recount(i);
     }
 
     /// A connect to this backend, which `search` picked last, succeeded. Where that alone proves
@@ -414,62 +416,55 @@ impl Pool {
     /// The addresses, except of backends that are `down` in the configuration; with those that are
     /// no longer named while they have sessions.
     pub fn addresses(&self) -> Vec<EndpointAddress> {
-        let inner = self.lock();
-        let present = inner.endpoints.iter().filter_map(|e| inner.address(e));
-        let departed = inner.departed.iter().filter(|e| e.backend.active() > 0);
-        present
-            .chain(departed.filter_map(|e| inner.address(e)))
-            .collect()
+        self.read_endpoints(Inner::address)
     }
 
     /// One of these.
     pub fn address(&self, backend: &Backend) -> Option<EndpointAddress> {
         let inner = self.lock();
-        let number = inner.number_of(backend)?;
-        let is_present = number < inner.endpoints.len();
-        let endpoint = inner.outlined(number)?;
-        inner
-            .address(endpoint)
-            .filter(|_| is_present || endpoint.backend.active() > 0)
+        inner.address(inner.number_of(backend)?)
     }
 
     /// All addresses, with those that are no longer named but not forgotten.
     pub fn backends(&self) -> Vec<Arc<Backend>> {
-        let inner = self.lock();
-        let all = inner.endpoints.iter().chain(&inner.departed);
-        all.map(|e| Arc::clone(&e.backend)).collect()
+        let (index, departed) = self.indexes();
+        let all = index.backends.iter().chain(&departed.backends);
+        all.map(Arc::clone).collect()
     }
 
     /// The backend with this address as configured that is at `addr`, also if it is no longer named
     /// but not forgotten.
     pub fn backend_named(&self, text: &str, addr: &Addr) -> Option<Arc<Backend>> {
-        let inner = self.lock();
-        if let Some(i) = inner.index.endpoint_at(text, addr) {
-            return Some(Arc::clone(&inner.endpoints[i].backend));
-        }
-        let mut departed = inner.departed.iter();
-        let found = departed.find(|e| **e.backend.text() == *text && e.backend.addr == *addr);
-        found.map(|e| Arc::clone(&e.backend))
+        let (index, departed) = self.indexes();
+        let present = index.endpoint_at(text, addr).map(|i| &index.backends[i]);
+        let of_text = departed.of(text).iter().map(|i| &departed.backends[*i]);
+        let mut found = present.into_iter().chain(of_text);
+        found.find(|backend| backend.addr == *addr).map(Arc::clone)
     }
 
     /// Whether no backend is configured, and no session is left.
     pub fn is_over(&self) -> bool {
+        let is_left = || self.backends().iter().any(|backend| backend.active() > 0);
+        self.configured().is_empty() && !is_left()
+    }
+
+    /// Where endpoints are now. To be read without the lock.
+    fn indexes(&self) -> (Arc<Index>, Arc<DepartedIndex>) {
         let inner = self.lock();
-        let mut all = inner.endpoints.iter().chain(&inner.departed);
-        inner.configured.is_empty() && all.all(|e| e.backend.active() == 0)
+        (Arc::clone(&inner.index), Arc::clone(&inner.departed_index))
     }
 
     /// The backends that are checked and of which no check has had a result yet, by their addresses
     /// as configured, in the order of the configuration.
     pub fn unchecked_backends(&self) -> Vec<String> {
-        let inner = self.lock();
-        let unchecked: HashSet<&Arc<str>> = inner
-            .endpoints
-            .iter()
-            .filter(|e| inner.awaits_check(e))
-            .map(|e| e.backend.text())
-            .collect();
-        let configured = inner.configured.iter();
+        let unchecked = self.read_endpoints(|inner, number| {
+            let endpoint = inner.endpoints.get(number)?;
+            let text = || Arc::clone(endpoint.backend.text());
+            inner.awaits_check(endpoint).then(text)
+        });
+        let unchecked: HashSet<Arc<str>> = unchecked.into_iter().collect();
+        let configured = self.configured();
+        let configured = configured.iter();
         configured
             .filter(|c| unchecked.contains(&c.metrics.text))
             .map(|c| c.plan.text.clone())
@@ -497,11 +492,15 @@ impl Pool {
     pub fn is_available(&self, now: Instant) -> bool {
         let mut inner = self.lock();
         inner.review_if_due(now);
+        if inner.totals.counts.restricted < inner.endpoints.len() {
+            return true;
+        }
         let single = inner.balancer.is_single();
         let mut endpoints = inner.endpoints.iter();
         endpoints.any(|e| e.admission(single, now).is_fit())
     }
 
+    #[cfg_attr(test, track_caller)]
     fn lock(&self) -> Locked<'_> {
         Locked::lock(&self.inner)
     }
@@ -562,9 +561,10 @@ impl Inner {
     fn take(&mut self, search: &mut Search, i: usize, now: Instant) -> Lease {
         if !self.fast_path {
             let endpoint = &mut self.endpoints[i];
-            endpoint.passive.picked(endpoint.config.rule, now);
+            let rule = endpoint.config.rule;
+            endpoint.passive.picked(rule, now);
             if endpoint.end_slow_start(now) {
-                self.recount(i, now);
+                self.recount(i);
             }
         }
         let backend = &self.endpoints[i].backend;
@@ -573,9 +573,11 @@ impl Inner {
         Lease::new(Arc::clone(backend))
     }
 
-    /// See [`Pool::addresses`]; one that has departed is among them if it has sessions.
-    fn address(&self, e: &Endpoint) -> Option<EndpointAddress> {
-        if e.config.is_down {
+    /// See [`Pool::addresses`].
+    fn address(&self, number: usize) -> Option<EndpointAddress> {
+        let e = self.outlined(number)?;
+        let is_present = number < self.endpoints.len();
+        if e.config.is_down || !is_present && e.backend.active() == 0 {
             return None;
         }
         let is_standby = self.review.falls_back() && e.check.effective == Verdict::Standby;
@@ -616,7 +618,7 @@ impl Inner {
             let transition = endpoint.transition(before, cause, now);
             self.events.push(Event::Transition(transition));
         }
-        self.recount(i, now);
+        self.recount(i);
     }
 
     /// A session is on this backend, which `search` picked last. Whether it may stay there.

@@ -219,7 +219,7 @@ impl Rebalance {
                 .iter()
                 .map(|share| (share.backend.id, share.target));
             let ceilings: Vec<_> = ceilings.collect();
-            self.has_ceilings = self.pool.set_ceilings(&ceilings, Instant::now());
+            self.has_ceilings = self.pool.set_ceilings(&ceilings);
             if !self.has_ceilings {
                 return Err(NotRebalanced::UnderWay);
             }
@@ -354,7 +354,7 @@ impl Share {
 impl Drop for Rebalance {
     fn drop(&mut self) {
         if self.has_ceilings {
-            self.pool.clear_ceilings(Instant::now());
+            self.pool.clear_ceilings();
         }
         let (upstream, sessions) = (&self.pool.name, self.terminated);
         match self.outcome {

@@ -181,7 +181,7 @@ impl Pool {
             self.changed();
             (
                 replaced,
-                std::mem::replace(&mut inner.remembered, remembered),
+                std::mem::replace(&mut inner.remembered, Arc::new(remembered)),
             )
         });
         // Without the lock.
@@ -202,9 +202,10 @@ impl Outline {
         let present: HashMap<&str, &Arc<Configured>> =
             present.map(|c| (c.plan.text.as_str(), c)).collect();
         // Sessions may still be on one since it was removed.
-        let departed = self.departed.iter();
-        let departed: HashMap<&str, &Arc<BackendMetrics>> =
-            departed.map(|b| (&**b.text(), &b.metrics)).collect();
+        let departed = |text: &str| {
+            let of_text = self.departed.of(text).last();
+            of_text.map(|i| &self.departed.backends[*i])
+        };
         let of = |backend: &plan::Backend| {
             let text = backend.text.as_str();
             if let Some(present) = present.get(text) {
@@ -217,7 +218,7 @@ impl Outline {
             let remembered = self.remembered(text, now);
             Arc::new(Configured {
                 plan: backend.clone(),
-                metrics: departed.get(text).map_or(metrics, |of| Arc::clone(of)),
+                metrics: departed(text).map_or(metrics, |of| Arc::clone(&of.metrics)),
                 addresses,
                 admin: remembered.map_or_else(AdminSetting::default, |r| r.admin),
                 operator_weight: remembered.and_then(|r| r.operator_weight),

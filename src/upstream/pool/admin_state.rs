@@ -111,10 +111,10 @@ impl Pool {
             sessions: metrics.active(),
         };
         if was != admin_state || order.close_after.is_some() {
-            let departed = inner.departed.iter();
-            let departed = departed.filter(|e| **e.backend.text() == *text);
-            let of_it = inner.endpoints[inner.index.range(of)].iter();
-            let of_it = of_it.chain(departed);
+            let of_it = inner.numbers_of(of);
+            let of_it = of_it
+                .into_iter()
+                .filter_map(|number| inner.outlined(number));
             let set = AdminStateSet {
                 backends: of_it
                     .map(|e| (Arc::clone(&e.backend), e.config.is_backup))
@@ -153,11 +153,11 @@ impl Inner {
     ) {
         let mut changed = Vec::new();
         let has_checks = self.start_verdict.is_some();
-        let text = &self.configured[of].metrics.text;
-        let range = self.index.range(of);
-        let departed = self.departed.iter_mut();
-        let departed = departed.filter(|e| *e.backend.text() == *text);
-        for endpoint in self.endpoints[range.clone()].iter_mut().chain(departed) {
+        let numbers = self.numbers_of(of);
+        for number in &numbers {
+            let Some(endpoint) = self.outlined_mut(*number) else {
+                continue;
+            };
             let from = endpoint.state();
             endpoint.admin = setting;
             if setting.admin_state == AdminState::Maint {
@@ -174,8 +174,8 @@ impl Inner {
             }
             let cause = Cause::Operator(setting.admin_state);
             let transition = endpoint.transition(from, cause, now);
-            self.events.push(Event::Transition(transition));
             changed.push(endpoint.backend.id);
+            self.events.push(Event::Transition(transition));
         }
         if setting.admin_state == AdminState::Maint && self.review.elects() {
             // What it had proven does not count against others any more.
@@ -184,13 +184,20 @@ impl Inner {
                 superseded_by.take_if(|by| changed.contains(by));
             }
         }
-        self.review_some(range, None, now);
+        self.review_some(numbers, None, now);
+    }
+
+    /// The endpoints of a configured backend, with those that have departed, by their numbers.
+    fn numbers_of(&self, of: usize) -> Vec<usize> {
+        let departed = self.departed_index.of(&self.configured[of].metrics.text);
+        let departed = departed.iter().map(|i| self.endpoints.len() + i);
+        self.index.range(of).chain(departed).collect()
     }
 
     /// The state of a configured backend, were this set for it.
     fn state_of(&self, of: usize, admin: AdminSetting, now: Instant) -> BackendState {
         let endpoints = self.endpoints[self.index.range(of)].iter();
-        let endpoints: Vec<_> = endpoints.map(|e| &**e).collect();
+        let endpoints: Vec<_> = endpoints.collect();
         self.explain_state(&self.configured[of].plan, admin, &endpoints, now)
             .0
     }

@@ -3,9 +3,8 @@
 //! taken out more than they may.
 
 use super::{
-    Cause, Checked, Event, Inner, Pool, Transition,
-    check_record::PrimaryEvidence,
-    endpoint::{BoxedEndpoint, Endpoint},
+    Cause, Checked, Event, Inner, Pool, Transition, check_record::PrimaryEvidence,
+    endpoint::Endpoint,
 };
 use crate::{
     plan::{
@@ -152,6 +151,12 @@ impl Review {
         self.one_primary || self.role_fallback
     }
 
+    /// Whether the verdict on an endpoint depends on the time, or on others: of one that is back or
+    /// has another configuration it may be another than before.
+    pub(super) fn compares(&self) -> bool {
+        self.elects() || self.stale_after.is_some()
+    }
+
     /// What the check of a primary shows.
     pub(super) fn sign_of_primary(&self) -> Evidence {
         match self.wants_replicas {
@@ -220,7 +225,7 @@ impl Pool {
             inner.review_some(number, trigger, now);
             self.changed();
         } else if let Some(number) = number {
-            inner.recount(number, now);
+            inner.recount(number);
         }
         inner.totals.counts.well > 0
     }
@@ -246,7 +251,7 @@ impl Pool {
     pub fn guarded(&self, now: Instant) -> Guarded {
         let mut inner = self.lock();
         inner.review_if_due(now);
-        let claims = |e: &&BoxedEndpoint| {
+        let claims = |e: &&Endpoint| {
             !e.config.is_down && e.check.checked_once && e.is_checked() && e.check.own.is_up()
         };
         let primaries = || {
@@ -294,7 +299,7 @@ impl Inner {
         let mut numbers: Vec<usize> = numbers.into_iter().collect();
         for number in &numbers {
             self.find_stale(*number, now);
-            self.recount(*number, now);
+            self.recount(*number);
         }
         let elected = self.elect();
         if !elected.is_empty() {
@@ -312,25 +317,27 @@ impl Inner {
             }
         }
         self.push_transitions(transitions);
-        numbers.iter().for_each(|number| self.admit(*number, now));
+        numbers.iter().for_each(|number| self.admit(*number));
         let is_other = self.review_panic() | self.review_fallback(now);
         if is_other {
-            (0..self.endpoints.len()).for_each(|number| self.admit(number, now));
+            let all = 0..self.endpoints.len() + self.departed.len();
+            all.for_each(|number| self.admit(number));
         }
         self.line.stop_probing();
         self.serve(now);
     }
 
     /// Applies the verdicts to one endpoint.
-    fn admit(&mut self, number: usize, now: Instant) {
+    fn admit(&mut self, number: usize) {
         let in_panic = self.review.panic.is_some();
-        let Some(endpoint) = self.endpoints.get_mut(number) else {
+        let falls_back = self.review.in_fallback;
+        let Some(endpoint) = self.outlined_mut(number) else {
             return;
         };
         let check = &mut endpoint.check;
-        let stands_in = self.review.stands_in(check.effective);
+        let stands_in = falls_back && check.effective == Verdict::Standby;
         check.admits = in_panic || stands_in || check.effective.is_up() && !check.is_stale;
-        self.recount(number, now);
+        self.recount(number);
     }
 
     /// First those that must not be used any more, then those that replace them.
@@ -402,10 +409,12 @@ impl Inner {
         if std::mem::replace(&mut check.is_stale, is_stale) == is_stale {
             return;
         }
-        let backend = Arc::clone(&endpoint.backend);
         if is_stale {
             // It may have had another role by the time it answers again.
             check.evidence.role_since = None;
+        }
+        let backend = Arc::clone(&endpoint.backend);
+        if is_stale {
             self.events.push(Event::Stale(backend));
         } else if is_used {
             self.events.push(Event::Fresh(backend));
@@ -443,7 +452,7 @@ impl Inner {
         let elected = elected.filter(|(_, i)| sign.is_of(endpoints[**i].check.own));
         elected
             .map(|(standing, &i)| {
-                let other = |n: usize| &*endpoints[claiming[n]];
+                let other = |n: usize| &endpoints[claiming[n]];
                 (i, verdict_of(standing, &endpoints[i], other))
             })
             .collect()

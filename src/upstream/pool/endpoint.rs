@@ -10,17 +10,25 @@ use crate::{
     },
 };
 use std::{
+    ops::{Deref, DerefMut},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-/// On the heap, so that thousands can change their places under the lock.
-pub(super) type BoxedEndpoint = Box<Endpoint>;
-
+/// Thousands of them can change places, and get another configuration, under the lock: what is
+/// decided about all of them then is here, one beside the other. The rest is on the heap, where it
+/// is looked at for one of them.
 #[derive(Debug)]
 pub(super) struct Endpoint {
-    pub(super) backend: Arc<Backend>,
     pub(super) config: EndpointConfig,
+    /// Of the state, as of the last [`super::Inner::recount`].
+    pub(super) condition: Condition,
+    state: Box<EndpointState>,
+}
+
+#[derive(Debug)]
+pub(super) struct EndpointState {
+    pub(super) backend: Arc<Backend>,
     /// Failed connects. They, checks and the operator are independent: none erases another.
     pub(super) passive: Passive,
     pub(super) check: CheckRecord,
@@ -31,8 +39,44 @@ pub(super) struct Endpoint {
     /// While a rebalancing is under way: with so many sessions it gets no other, as long as other
     /// endpoints have fewer than theirs.
     pub(super) ceiling: Option<u64>,
-    /// Since when the resolver or the configuration no longer names it. It is noted without haste.
-    pub(super) departed: Option<Instant>,
+}
+
+impl Deref for Endpoint {
+    type Target = EndpointState;
+
+    #[inline]
+    fn deref(&self) -> &EndpointState {
+        #[cfg(test)]
+        super::locked::looks::count(&*self.state);
+        &self.state
+    }
+}
+
+impl DerefMut for Endpoint {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut EndpointState {
+        #[cfg(test)]
+        super::locked::looks::count(&*self.state);
+        &mut self.state
+    }
+}
+
+/// What can be said about an endpoint in its state with any configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Condition {
+    pub(super) admin_state: AdminState,
+    /// The verdict from its own checks, and the one beside the others.
+    pub(super) own: Verdict,
+    pub(super) effective: Verdict,
+    /// See [`CheckRecord`].
+    pub(super) admits: bool,
+    pub(super) is_stale: bool,
+    pub(super) awaits_answer: bool,
+    pub(super) checked_once: bool,
+    pub(super) has_epoch: bool,
+    pub(super) fails: u32,
+    pub(super) starts_slowly: bool,
+    pub(super) has_ceiling: bool,
 }
 
 /// The configuration of an endpoint.
@@ -74,42 +118,41 @@ impl Endpoint {
         verdict: Verdict,
         now: Instant,
     ) -> Self {
-        Self {
+        let state = EndpointState {
             backend: Arc::new(backend),
-            config,
             passive: Passive::default(),
             check: CheckRecord::new(verdict, now),
             admin,
             slow_start: None,
             latency: Average::default(),
             ceiling: None,
-            departed: None,
+        };
+        Self {
+            config,
+            condition: Condition::of(&state),
+            state: Box::new(state),
         }
     }
 
-    /// Exchanges the configuration. `is_back`: it had departed.
-    pub(super) fn configure(
-        &mut self,
-        config: &mut EndpointConfig,
-        is_back: bool,
-        has_checks: bool,
-        now: Instant,
-    ) {
-        std::mem::swap(&mut self.config, config);
-        let before = config;
-        if has_checks && before.is_down && !self.config.is_down {
+    /// Something has happened to it.
+    pub(super) fn note_condition(&mut self) {
+        self.condition = Condition::of(self);
+    }
+
+    /// It has got another configuration in place of this one, and there are checks. Returns whether
+    /// what they found is to be looked at again.
+    pub(super) fn is_reset_after(&self, before: &EndpointConfig) -> bool {
+        let (was, is) = (before, &self.config);
+        (was.is_down && !is.is_down) || (was.is_draining && !is.is_draining)
+    }
+
+    /// If so.
+    pub(super) fn reset_after(&mut self, before: &EndpointConfig, now: Instant) {
+        if before.is_down {
             // It was not checked meanwhile.
             self.check.reset(now);
-        } else if has_checks && before.is_draining && !self.config.is_draining {
+        } else {
             self.check.await_answer(now);
-        }
-        if self.config.slow_start.is_zero() {
-            self.slow_start = None;
-        }
-        self.departed = None;
-        if is_back {
-            // It was not compared with the others meanwhile.
-            self.check.evidence.role_since = None;
         }
     }
 
@@ -150,30 +193,13 @@ impl Endpoint {
         (self.ceiling).is_some_and(|ceiling| self.backend.active() >= ceiling)
     }
 
-    /// Whether checks and the operator let sessions come to it.
-    pub(super) fn is_well(&self) -> bool {
-        #[cfg(test)]
-        super::locked::looks::count();
-        let is_ready = self.admin.admin_state == AdminState::Ready;
-        let is_meant = !self.config.is_down && !self.config.is_draining;
-        self.check.effective.is_up() && !self.check.is_stale && is_meant && is_ready
-    }
-
     /// Whether it is checked, if anything is.
     pub(super) fn is_checked(&self) -> bool {
         self.admin.admin_state != AdminState::Maint
     }
 
-    /// Whether failed connects have taken it out, even if `fail_timeout` has passed since.
-    pub(super) fn is_failed(&self) -> bool {
-        let rule = self.config.rule;
-        rule.max_fails > 0 && self.passive.fails() >= rule.max_fails
-    }
-
     /// A transition to its present state, from this one.
     pub(super) fn transition(&self, from: BackendState, cause: Cause, now: Instant) -> Transition {
-        #[cfg(test)]
-        super::locked::looks::count();
         Transition {
             backend: Arc::clone(&self.backend),
             is_backup: self.config.is_backup,
@@ -187,8 +213,6 @@ impl Endpoint {
 
     /// Whether state would be lost if it were dropped now: sessions, failures or a slow start.
     pub(super) fn is_worth_keeping(&self, now: Instant) -> bool {
-        #[cfg(test)]
-        super::locked::looks::count();
         self.backend.active() > 0
             || !self.passive.is_available(self.config.rule, now)
             || self.slow_start.is_some() && !self.has_started(now)

@@ -2,7 +2,7 @@
 
 use super::{
     AdminState,
-    endpoint::{Endpoint, EndpointConfig},
+    endpoint::{Condition, Endpoint, EndpointConfig, EndpointState},
 };
 use crate::{
     plan::reason::{BackendState, CloseReason},
@@ -93,7 +93,8 @@ impl Endpoint {
         if is_limited && self.backend.taken_places() >= config.max_connections {
             return Admission::Barred(Bar::Full);
         }
-        match self.slow_start {
+        let starts = |_: &Instant| !config.slow_start.is_zero();
+        match self.slow_start.filter(starts) {
             Some(since) if !single => {
                 let passed = now.saturating_duration_since(since).as_secs_f64();
                 let part = passed / config.slow_start.as_secs_f64();
@@ -114,41 +115,16 @@ impl Endpoint {
     }
 
     fn lasting_bar_with(&self, config: &EndpointConfig) -> Option<Bar> {
-        #[cfg(test)]
-        super::locked::looks::count();
-        match self.admin.admin_state {
-            AdminState::Ready => {}
-            AdminState::Drain => return Some(Bar::Drained),
-            AdminState::Maint => return Some(Bar::Maintenance),
-        }
-        if config.is_draining {
-            return Some(Bar::Drained);
-        }
-        if config.is_down {
-            return Some(Bar::Disabled);
-        }
-        match self.check.effective {
-            _ if self.check.admits => None,
-            Verdict::Up => Some(Bar::Stale),
-            verdict => Some(Bar::Check(verdict)),
-        }
+        Condition::of(self).lasting_bar(config)
     }
 
-    /// Its state, without what time alone changes: a failed one stays so until it is proven good.
     pub(super) fn state(&self) -> BackendState {
-        match self.lasting_bar() {
-            Some(Bar::Drained) => BackendState::Drained,
-            Some(Bar::Maintenance) => BackendState::Maintenance,
-            Some(Bar::Disabled) => BackendState::Disabled,
-            Some(Bar::Check(verdict)) => verdict.state(),
-            None | Some(Bar::Stale | Bar::Failed | Bar::NoWeight | Bar::Full) => {
-                match self.check.effective {
-                    Verdict::Up if self.is_failed() => BackendState::Failed,
-                    // In panic it is used although it is not up.
-                    verdict => verdict.state(),
-                }
-            }
-        }
+        Condition::of(self).state(&self.config)
+    }
+
+    /// Whether failed connects have taken it out, even if `fail_timeout` has passed since.
+    pub(super) fn is_failed(&self) -> bool {
+        Condition::of(self).is_failed(&self.config)
     }
 
     /// Why flows on it have to move to another endpoint, if they have to.
@@ -170,5 +146,83 @@ impl Endpoint {
                 is_failed.then_some(CloseReason::BackendDown)
             }
         }
+    }
+}
+
+impl Condition {
+    #[inline]
+    pub(super) fn of(state: &EndpointState) -> Self {
+        let EndpointState { check, admin, .. } = state;
+        Self {
+            admin_state: admin.admin_state,
+            own: check.own,
+            effective: check.effective,
+            admits: check.admits,
+            is_stale: check.is_stale,
+            awaits_answer: check.awaits_answer.is_some(),
+            checked_once: check.checked_once,
+            has_epoch: check.evidence.epoch.is_some(),
+            fails: state.passive.fails(),
+            starts_slowly: state.slow_start.is_some(),
+            has_ceiling: state.ceiling.is_some(),
+        }
+    }
+
+    fn lasting_bar(&self, config: &EndpointConfig) -> Option<Bar> {
+        match self.admin_state {
+            AdminState::Ready => {}
+            AdminState::Drain => return Some(Bar::Drained),
+            AdminState::Maint => return Some(Bar::Maintenance),
+        }
+        if config.is_draining {
+            return Some(Bar::Drained);
+        }
+        if config.is_down {
+            return Some(Bar::Disabled);
+        }
+        match self.effective {
+            _ if self.admits => None,
+            Verdict::Up => Some(Bar::Stale),
+            verdict => Some(Bar::Check(verdict)),
+        }
+    }
+
+    /// Without what time alone changes: a failed one stays so until it is proven good.
+    pub(super) fn state(&self, config: &EndpointConfig) -> BackendState {
+        match self.lasting_bar(config) {
+            Some(Bar::Drained) => BackendState::Drained,
+            Some(Bar::Maintenance) => BackendState::Maintenance,
+            Some(Bar::Disabled) => BackendState::Disabled,
+            Some(Bar::Check(verdict)) => verdict.state(),
+            None | Some(Bar::Stale | Bar::Failed | Bar::NoWeight | Bar::Full) => {
+                match self.effective {
+                    Verdict::Up if self.is_failed(config) => BackendState::Failed,
+                    // In panic it is used although it is not up.
+                    verdict => verdict.state(),
+                }
+            }
+        }
+    }
+
+    fn is_failed(&self, config: &EndpointConfig) -> bool {
+        let most = config.rule.max_fails;
+        most > 0 && self.fails >= most
+    }
+
+    /// Whether checks and the operator let sessions come to it.
+    pub(super) fn is_well(&self, config: &EndpointConfig) -> bool {
+        let is_ready = self.admin_state == AdminState::Ready;
+        let is_meant = !config.is_down && !config.is_draining;
+        self.effective.is_up() && !self.is_stale && is_meant && is_ready
+    }
+
+    /// Whether [`Endpoint::admission`] can be another one than [`Admission::Full`], now or later.
+    pub(super) fn is_restricted(&self, config: &EndpointConfig) -> bool {
+        self.lasting_bar(config).is_some()
+            || config.weight == 0
+            || config.max_connections > 0
+            || self.has_ceiling
+            || self.starts_slowly && !config.slow_start.is_zero()
+            || self.fails > 0 && config.rule.max_fails > 0
     }
 }

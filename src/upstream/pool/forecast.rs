@@ -1,7 +1,7 @@
 //! What a pool would have for sessions with another plan.
 
 use super::{
-    AdminState, Pool,
+    AdminState, Inner, Pool,
     configured::Configured,
     endpoint::{Endpoint, EndpointConfig},
     preparation::Outline,
@@ -37,17 +37,16 @@ impl Pool {
             let single = is_single(plan, &forecasts);
             // What checks found is forgotten with them.
             let keeps_verdicts = plan.check.is_some() || outline.start_verdict.is_none();
-            let candidates = self.read_outlined(&outline, |inner| {
-                let of = |forecast: &Forecast| {
-                    let known = forecast.known.filter(|_| keeps_verdicts);
-                    let endpoint = known.and_then(|number| inner.outlined(number));
-                    // Where `down` is lifted checks begin anew, as those of one that is added.
-                    let is_back = |e: &&Endpoint| e.config.is_down && !forecast.config.is_down;
-                    let endpoint = endpoint.filter(|e| plan.check.is_none() || !is_back(e));
-                    forecast.candidate(endpoint, single, now)
-                };
-                forecasts.iter().map(of).collect()
-            });
+            let of = |inner: &Inner, i: usize| {
+                let forecast: &Forecast = &forecasts[i];
+                let known = forecast.known.filter(|_| keeps_verdicts);
+                let endpoint = known.and_then(|number| inner.outlined(number));
+                // Where `down` is lifted checks begin anew, as those of one that is added.
+                let is_back = |e: &&Endpoint| e.config.is_down && !forecast.config.is_down;
+                let endpoint = endpoint.filter(|e| plan.check.is_none() || !is_back(e));
+                Some(forecast.candidate(endpoint, single, now))
+            };
+            let candidates = self.read_in_parts(outline.generation, 0..forecasts.len(), of);
             // If something has changed meanwhile, it is looked at once more.
             if let Some(candidates) = candidates {
                 return candidates;

@@ -39,7 +39,7 @@ impl Pool {
         let (panic, in_fallback) = inner.review.handed();
         let is_checked = inner.start_verdict.is_some();
         let (configured, index) = (Arc::clone(&inner.configured), Arc::clone(&inner.index));
-        let remembered = inner.remembered.clone();
+        let remembered = Arc::clone(&inner.remembered);
         let rotation = inner.balancer.rotation().to_vec();
         drop(inner);
         PoolRecord {
@@ -59,7 +59,7 @@ impl Pool {
         let mut records = Vec::with_capacity(rotation.len());
         let backends = index.backends.chunks(PART).zip(rotation.chunks(PART));
         for (backends, weights) in backends {
-            let inner = self.lock();
+            let inner = self.lock_again();
             // One that has left meanwhile is left out.
             let present = backends
                 .iter()
@@ -171,7 +171,7 @@ impl Inner {
                 left: record.left.map_or(now, |at| time::past_at(at, now)),
             }
         });
-        self.remembered = remembered.collect();
+        self.remembered = Arc::new(remembered.collect());
     }
 
     fn endpoint_record(&self, endpoint: &Endpoint, rotation: RotationWeight) -> EndpointRecord {

@@ -4,7 +4,8 @@
 use super::configured::Configured;
 use crate::{plan::Addr, upstream::backend::Backend};
 use ahash::HashMap;
-use std::{ops::Range, sync::Arc};
+use smallvec::SmallVec;
+use std::{ops::Range, sync::Arc, time::Instant};
 
 #[derive(Debug, Default)]
 pub(super) struct Index {
@@ -16,6 +17,40 @@ pub(super) struct Index {
     ranges: Vec<Range<usize>>,
     /// Of each endpoint, the position of its backend in the configuration.
     owners: Vec<usize>,
+}
+
+/// The same of endpoints that are no longer named, with state that would be lost with them.
+#[derive(Debug, Default)]
+pub(super) struct DepartedIndex {
+    /// In the order in which they were made.
+    pub(super) backends: Vec<Arc<Backend>>,
+    /// Since when each is not named.
+    pub(super) since: Vec<Instant>,
+    by_id: HashMap<u64, usize>,
+    by_text: HashMap<Arc<str>, SmallVec<[usize; 2]>>,
+}
+
+impl DepartedIndex {
+    pub(super) fn new(departed: impl Iterator<Item = (Arc<Backend>, Instant)>) -> Self {
+        let mut index = Self::default();
+        for (i, (backend, since)) in departed.enumerate() {
+            index.by_id.insert(backend.id, i);
+            let of_text = index.by_text.entry(Arc::clone(backend.text()));
+            of_text.or_default().push(i);
+            index.backends.push(backend);
+            index.since.push(since);
+        }
+        index
+    }
+
+    pub(super) fn endpoint(&self, id: u64) -> Option<usize> {
+        self.by_id.get(&id).copied()
+    }
+
+    /// Those of one backend.
+    pub(super) fn of(&self, text: &str) -> &[usize] {
+        self.by_text.get(text).map_or(&[], |of| &**of)
+    }
 }
 
 impl Index {

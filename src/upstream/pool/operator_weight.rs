@@ -80,9 +80,8 @@ impl Pool {
             Ok((outline.assemble(configured, &balance, now), set))
         };
         let (set, replaced) = self.reassemble(now, prepare, |inner, assembly, set| {
-            let departed = inner.departed.iter_mut();
-            for endpoint in departed.filter(|e| **e.backend.text() == *text) {
-                endpoint.config.weight = set.to;
+            for number in Arc::clone(&inner.departed_index).of(text) {
+                inner.departed[*number].config.weight = set.to;
             }
             inner.events.push(Event::WeightSet(set.clone()));
             (set, inner.put(assembly, now))

@@ -3,11 +3,11 @@
 use super::{
     Pool,
     configured::Configured,
-    endpoint::{BoxedEndpoint, Endpoint, EndpointConfig},
+    endpoint::{Endpoint, EndpointConfig},
     endpoint_admission::Admission,
-    index::Index,
 };
 use crate::upstream::{
+    backend::Backend,
     balance::{FULL, PickTarget, Readiness, Targets, numbered},
     pool::endpoint_admission::Bar,
 };
@@ -32,24 +32,24 @@ impl Pool {
             return None;
         }
         inner.review_if_due(now);
-        let (configured, index) = (Arc::clone(&inner.configured), Arc::clone(&inner.index));
-        let (single, ties) = (inner.balancer.is_single(), inner.balancer.ties());
-        let state = |e: &BoxedEndpoint| {
+        let (configured, ties) = (Arc::clone(&inner.configured), inner.balancer.ties());
+        // Naming and hashing thousands of backends takes longer than a pick may wait.
+        drop(inner);
+        let states = self.read_endpoints(|inner, number| {
+            let e = inner.endpoints.get(number)?;
             let EndpointConfig {
                 is_backup, weight, ..
             } = e.config;
-            (is_backup, weight, readiness(e, single, now))
-        };
-        let states: Vec<_> = inner.endpoints.iter().map(state).collect();
-        // Naming and hashing thousands of backends takes longer than a pick may wait.
-        drop(inner);
+            let readiness = readiness(e, inner.balancer.is_single(), now);
+            Some((Arc::clone(&e.backend), is_backup, weight, readiness))
+        });
         let configured = Targets {
             ties,
             ..configured_targets(&configured)
         };
         let current = Targets {
             ties,
-            ..current_targets(&index, states)
+            ..current_targets(states)
         };
         Some(PickHashes {
             ring: configured.ring_hash(&balance),
@@ -80,9 +80,9 @@ fn configured_targets(configured: &[Arc<Configured>]) -> Targets {
 }
 
 /// Every address with its state: whether it is a backup, and its weight.
-fn current_targets(index: &Index, states: Vec<(bool, u32, Readiness)>) -> Targets {
+fn current_targets(states: Vec<(Arc<Backend>, bool, u32, Readiness)>) -> Targets {
     let mut targets = Targets::default();
-    for (backend, (is_backup, weight, readiness)) in index.backends.iter().zip(states) {
+    for (backend, is_backup, weight, readiness) in states {
         targets.add(
             is_backup,
             PickTarget {

@@ -8,8 +8,9 @@ mod tests;
 use super::{
     Cause, Inner, Pool, Transition,
     configured::{Configured, Remembered},
-    endpoint::{BoxedEndpoint, Endpoint, EndpointConfig},
-    index::Index,
+    endpoint::{Endpoint, EndpointConfig},
+    index::{DepartedIndex, Index},
+    locked::{self, Locked},
     totals::{Counted, Totals},
 };
 use crate::{
@@ -28,17 +29,16 @@ use std::{
 };
 
 /// So many endpoints are looked at before workers get the lock again.
-const PART: usize = 256;
+pub(super) const PART: usize = 256;
 
 /// What a pool consists of, without the state of its endpoints.
 pub(super) struct Outline {
     /// [`Inner::generation`] by then.
-    generation: u64,
+    pub(super) generation: u64,
     pub(super) configured: Arc<Vec<Arc<Configured>>>,
     pub(super) index: Arc<Index>,
-    /// Of the endpoints that have departed.
-    pub(super) departed: Vec<Arc<Backend>>,
-    pub(super) remembered: Vec<Remembered>,
+    pub(super) departed: Arc<DepartedIndex>,
+    pub(super) remembered: Arc<Vec<Remembered>>,
     pub(super) balance: Balance,
     /// See [`Inner::start_verdict`].
     pub(super) start_verdict: Option<Verdict>,
@@ -51,14 +51,19 @@ pub(super) struct Outline {
 /// The endpoints and the balancer of what is to be configured.
 pub(super) struct Assembly {
     generation: u64,
-    departed: Vec<Arc<Backend>>,
+    departed: DepartedIndex,
     /// Which endpoints are to leave.
     gone: Vec<usize>,
     /// Those that leave, with those that have left before and do not come back, by their numbers in
     /// the outline; in the order in which they were made.
     left: Vec<usize>,
+    /// As many free slots.
+    left_slots: Vec<Option<Endpoint>>,
     /// Of the endpoints that stay: which get another configuration, or come back.
     changed: Vec<usize>,
+    /// Whether there are endpoints that were not there, or had departed; and whether of the latter.
+    has_new: bool,
+    has_returned: bool,
     /// See [`Totals::serving_backends`].
     serving_backends: usize,
     configured: Arc<Vec<Arc<Configured>>>,
@@ -67,9 +72,12 @@ pub(super) struct Assembly {
     index: Arc<Index>,
     places: Vec<Place>,
     /// For endpoints that stay a free slot, in the order of the places.
-    slots: Vec<Option<BoxedEndpoint>>,
+    slots: Vec<Option<Endpoint>>,
     /// Of those that are new.
     counted: Vec<Counted>,
+    /// Room for as many. What the lock is held for allocates nothing of this size: memory that is
+    /// written for the first time costs more than what is written.
+    states_after: Vec<Counted>,
 }
 
 /// Where an endpoint comes from.
@@ -77,7 +85,8 @@ pub(super) struct Assembly {
 struct Place {
     /// Its number in the outline; `None`: it is new.
     before: Option<usize>,
-    config: EndpointConfig,
+    /// What it gets if it has another, and then that one.
+    config: Option<EndpointConfig>,
 }
 
 /// What an assembly has replaced. Better dropped without the lock.
@@ -88,8 +97,9 @@ pub(super) struct Replaced {
     _configured: Arc<Vec<Arc<Configured>>>,
     _balancer: Balancer,
     counted: Vec<Counted>,
-    _endpoints: [Vec<Option<BoxedEndpoint>>; 2],
-    _departed: Vec<Arc<Backend>>,
+    states_after: Vec<Counted>,
+    _departed: Arc<DepartedIndex>,
+    _endpoints: [Vec<Option<Endpoint>>; 2],
 }
 
 /// One set of endpoints has taken the place of another: what became of each.
@@ -116,8 +126,8 @@ impl Outline {
             generation: 0,
             configured: Arc::default(),
             index: Arc::default(),
-            departed: Vec::new(),
-            remembered: Vec::new(),
+            departed: Arc::default(),
+            remembered: Arc::default(),
             balance: Balance::default(),
             start_verdict,
             sign: None,
@@ -128,7 +138,7 @@ impl Outline {
 
     /// Those of the endpoints, then those that have departed: the numbers of the outline.
     pub(super) fn backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
-        self.index.backends.iter().chain(&self.departed)
+        self.index.backends.iter().chain(&self.departed.backends)
     }
 
     /// Makes what is missing for these backends. Endpoints that there are keep their state.
@@ -164,14 +174,15 @@ impl Outline {
                     let backend = Backend::new(addr.clone(), metrics, notifier, observer, now);
                     let verdict = self.start_verdict.unwrap_or(Verdict::Up);
                     let admin = configured.admin;
-                    Box::new(Endpoint::new(backend, config.clone(), admin, verdict, now))
+                    Endpoint::new(backend, config.clone(), admin, verdict, now)
                 };
                 let slot = before.is_none().then(new);
                 counted.push(match &slot {
-                    Some(endpoint) => Counted::of(endpoint, self.sign, now),
+                    Some(endpoint) => Counted::of(endpoint, self.sign),
                     None => Counted::NOT_YET,
                 });
-                if before.is_some_and(|i| !is_same || i >= present_count) {
+                let is_changed = before.is_some_and(|i| !is_same || i >= present_count);
+                if is_changed {
                     changed.push(places.len());
                 }
                 let backend = slot.as_ref().map(|endpoint| &endpoint.backend);
@@ -180,7 +191,7 @@ impl Outline {
                 slots.push(slot);
                 places.push(Place {
                     before,
-                    config: config.clone(),
+                    config: is_changed.then(|| config.clone()),
                 });
                 entries.push(Entry {
                     text: &configured.metrics.text,
@@ -197,6 +208,14 @@ impl Outline {
         let gone = left.iter().copied().filter(|i| *i < present_count);
         let gone = gone.collect();
         left.sort_unstable_by_key(|i| all[*i].id);
+        let since = |i: usize| i.checked_sub(present_count).map(|i| self.departed.since[i]);
+        let departed = left
+            .iter()
+            .map(|i| (Arc::clone(all[*i]), since(*i).unwrap_or(now)));
+        let departed = DepartedIndex::new(departed);
+        let mut left_slots = Vec::new();
+        left_slots.resize_with(left.len(), || None);
+        let has_returned = known_before(&places).any(|i| i >= present_count);
         let serving_backends = configured.iter().filter(|c| c.is_to_serve()).count();
         let (of_regular, of_backups) = entries.split_at(regular);
         let balancer = Balancer::new(balance, of_regular, of_backups);
@@ -204,30 +223,39 @@ impl Outline {
             generation: self.generation,
             gone,
             left,
+            left_slots,
             changed,
+            has_new: has_returned || known_before(&places).count() < places.len(),
+            has_returned,
             serving_backends,
             balancer,
             balance: balance.clone(),
             index: Arc::new(Index::new(backends, &configured, ranges)),
             places,
             slots,
+            states_after: counted.clone(),
             counted,
             configured: Arc::new(configured),
-            departed: self.departed,
+            departed,
         }
     }
 }
 
+/// The numbers in the outline of those that are not new.
+fn known_before(places: &[Place]) -> impl Iterator<Item = usize> {
+    places.iter().filter_map(|place| place.before)
+}
+
 impl Pool {
+    #[cfg_attr(test, track_caller)]
     pub(super) fn outline(&self) -> Outline {
         let inner = self.lock();
-        let departed = inner.departed.iter();
         Outline {
             generation: inner.generation,
             configured: Arc::clone(&inner.configured),
             index: Arc::clone(&inner.index),
-            departed: departed.map(|e| Arc::clone(&e.backend)).collect(),
-            remembered: inner.remembered.clone(),
+            departed: Arc::clone(&inner.departed_index),
+            remembered: Arc::clone(&inner.remembered),
             balance: inner.balance.clone(),
             start_verdict: inner.start_verdict,
             sign: inner.review.sign_of_election(),
@@ -256,42 +284,103 @@ impl Pool {
         Ok(result)
     }
 
-    /// Drops endpoints that have departed and have no state which is worth keeping: some at a time,
-    /// so that workers get the lock meanwhile.
+    /// Drops endpoints that have departed and have no state which is worth keeping.
     fn forget_departed(&self, now: Instant) {
-        let mut first = 0;
         loop {
-            let mut inner = self.lock();
-            let departed = &mut inner.departed;
-            let part = first..departed.len().min(first + PART);
-            if part.is_empty() {
+            let Outline {
+                generation,
+                index,
+                departed,
+                ..
+            } = self.outline();
+            // Those with sessions stay.
+            let idle = departed.backends.iter().zip(index.backends.len()..);
+            let idle = idle.filter(|(backend, _)| backend.active() == 0);
+            let forgotten =
+                self.read_in_parts(generation, idle.map(|(_, n)| n), |inner, number| {
+                    let endpoint = inner.outlined(number)?;
+                    (!endpoint.is_worth_keeping(now)).then_some(number - index.backends.len())
+                });
+            let Some(forgotten) = forgotten else {
+                continue;
+            };
+            if forgotten.is_empty() || self.forget(generation, &departed, &forgotten) {
                 return;
             }
-            for endpoint in &mut departed[part.clone()] {
-                endpoint.departed.get_or_insert(now);
-            }
-            first = part.end;
-            let forgotten = departed.extract_if(part, |e| !e.is_worth_keeping(now));
-            let forgotten: Vec<BoxedEndpoint> = forgotten.collect();
-            if !forgotten.is_empty() {
-                first -= forgotten.len();
-                // The numbers of others have changed.
-                inner.generation += 1;
-            }
-            drop(inner);
-            // Without the lock.
-            drop(forgotten);
         }
     }
 
-    /// What `read` finds in the pool as it was outlined; `None`: it has changed since.
-    pub(super) fn read_outlined<T>(
+    /// Drops these of the departed endpoints, by their positions in the index. Returns whether they
+    /// were still those.
+    fn forget(&self, generation: u64, departed: &DepartedIndex, forgotten: &[usize]) -> bool {
+        let mut is_forgotten = vec![false; departed.backends.len()];
+        forgotten.iter().for_each(|i| is_forgotten[*i] = true);
+        let backends = departed.backends.iter().zip(&departed.since);
+        let left = backends.zip(&is_forgotten).filter(|(_, is_it)| !**is_it);
+        let left = left.map(|((backend, since), _)| (Arc::clone(backend), *since));
+        let mut index = Arc::new(DepartedIndex::new(left));
+        let mut endpoints: Vec<Option<Endpoint>> = Vec::new();
+        endpoints.resize_with(forgotten.len(), || None);
+        let mut inner = self.lock();
+        if inner.generation != generation {
+            return false;
+        }
+        // The numbers of others have changed.
+        inner.generation += 1;
+        std::mem::swap(&mut inner.departed_index, &mut index);
+        let mut is_forgotten = is_forgotten.into_iter();
+        let all = inner
+            .departed
+            .extract_if(.., |_| is_forgotten.next().unwrap_or(false));
+        for (slot, endpoint) in endpoints.iter_mut().zip(all) {
+            *slot = Some(endpoint);
+        }
+        // What they consist of is dropped without the lock.
+        drop(inner);
+        true
+    }
+
+    /// What `read` finds of each endpoint, also of those that have departed, by their numbers.
+    #[cfg_attr(test, track_caller)]
+    pub(super) fn read_endpoints<T>(&self, read: impl Fn(&Inner, usize) -> Option<T>) -> Vec<T> {
+        loop {
+            let outline = self.outline();
+            let numbers = 0..outline.backends().count();
+            if let Some(read) = self.read_in_parts(outline.generation, numbers, &read) {
+                return read;
+            }
+        }
+    }
+
+    /// The same for these numbers of an outline, some at a time so that workers get the lock
+    /// meanwhile. `None`: other endpoints have come or gone.
+    #[cfg_attr(test, track_caller)]
+    pub(super) fn read_in_parts<T>(
         &self,
-        outline: &Outline,
-        read: impl FnOnce(&Inner) -> T,
-    ) -> Option<T> {
-        let inner = self.lock();
-        (inner.generation == outline.generation).then(|| read(&inner))
+        generation: u64,
+        numbers: impl Iterator<Item = usize>,
+        read: impl Fn(&Inner, usize) -> Option<T>,
+    ) -> Option<Vec<T>> {
+        let mut numbers = numbers.peekable();
+        let mut found = Vec::new();
+        while numbers.peek().is_some() {
+            // Memory for them is not to be looked for under the lock.
+            found.reserve(PART);
+            let part: Vec<usize> = numbers.by_ref().take(PART).collect();
+            let inner = self.lock_again();
+            if inner.generation != generation {
+                return None;
+            }
+            found.extend(part.iter().filter_map(|number| read(&inner, *number)));
+        }
+        Some(found)
+    }
+
+    /// Takes the lock once more, for another part of what is to be done under it.
+    #[cfg_attr(test, track_caller)]
+    pub(super) fn lock_again(&self) -> Locked<'_> {
+        locked::let_others_in();
+        self.lock()
     }
 }
 
@@ -299,64 +388,70 @@ impl Inner {
     /// The endpoint with this number in an outline of this generation.
     pub(super) fn outlined(&self, number: usize) -> Option<&Endpoint> {
         match number.checked_sub(self.endpoints.len()) {
-            None => self.endpoints.get(number).map(|e| &**e),
-            Some(number) => self.departed.get(number).map(|e| &**e),
+            None => self.endpoints.get(number),
+            Some(number) => self.departed.get(number),
         }
     }
 
     pub(super) fn outlined_mut(&mut self, number: usize) -> Option<&mut Endpoint> {
         match number.checked_sub(self.endpoints.len()) {
-            None => self.endpoints.get_mut(number).map(|e| &mut **e),
-            Some(number) => self.departed.get_mut(number).map(|e| &mut **e),
+            None => self.endpoints.get_mut(number),
+            Some(number) => self.departed.get_mut(number),
         }
     }
 
     /// The number of the endpoint of this backend, also of one that has departed.
     pub(super) fn number_of(&self, backend: &Backend) -> Option<usize> {
-        self.index.endpoint(backend.id).or_else(|| {
-            let departed = &self.departed;
-            let i = departed.binary_search_by_key(&backend.id, |e| e.backend.id);
-            Some(self.endpoints.len() + i.ok()?)
-        })
+        let departed = || self.departed_index.endpoint(backend.id);
+        let present = self.index.endpoint(backend.id);
+        present.or_else(|| Some(self.endpoints.len() + departed()?))
     }
 
-    /// Exchanges what there is for an assembly of this generation.
-    pub(super) fn put(&mut self, assembly: Assembly, now: Instant) -> Replaced {
+    /// Exchanges what there is for an assembly of this generation. Of thousands of endpoints none
+    /// is looked at beyond what moves with it, unless it concerns others or is checked anew.
+    pub(super) fn put(&mut self, mut assembly: Assembly, now: Instant) -> Replaced {
+        debug_assert_eq!(assembly.generation, self.generation, "it is out of date");
+        self.generation += 1;
+        let endpoints = self.place_endpoints(&mut assembly);
         let Assembly {
-            generation,
             departed,
             gone,
-            left,
             changed,
+            has_new,
+            has_returned,
             serving_backends,
             configured,
             balance,
             balancer,
             index,
             places,
-            slots,
-            mut counted,
+            counted,
+            states_after,
+            ..
         } = assembly;
-        debug_assert_eq!(generation, self.generation, "it is out of date");
-        self.generation += 1;
-        for (counted, place) in counted.iter_mut().zip(&places) {
-            let before = place.before.and_then(|i| self.totals.counted.get(i));
-            *counted = before.copied().unwrap_or(*counted);
-        }
         let totals = Totals::new(counted, &index, serving_backends);
         self.balance = balance;
-        let mut replaced = Replaced {
-            _endpoints: self.place_endpoints(&places, slots, &left),
+        let replaced = Replaced {
+            _endpoints: endpoints,
             counted: std::mem::replace(&mut self.totals, totals).counted,
+            states_after,
             gone,
             places,
             index: std::mem::replace(&mut self.index, index),
             _configured: std::mem::replace(&mut self.configured, configured),
             _balancer: std::mem::replace(&mut self.balancer, balancer),
-            _departed: departed,
+            _departed: std::mem::replace(&mut self.departed_index, Arc::new(departed)),
         };
         self.fast_path = self.totals.counts.restricted == 0;
-        self.configure_endpoints(&mut replaced, &changed, now);
+        if has_new {
+            self.review.expect_stale(now);
+            self.watch_new_endpoints();
+        }
+        if has_returned && matches!(self.balance, Balance::LeastTime(_)) {
+            // The averages of those are older.
+            self.next_halving = Some(now);
+        }
+        let reset = self.reset_checks(&replaced, &changed, now);
         if !self.review.is_of_each() {
             self.review(None, now);
             return replaced;
@@ -367,39 +462,46 @@ impl Inner {
             .iter()
             .filter(|i| replaced.counted[**i].claims());
         let claimed = claimed.filter_map(|i| self.number_of(&replaced.index.backends[*i]));
-        let numbers: Vec<usize> = changed.into_iter().chain(claimed).collect();
-        self.review_some(numbers, None, now);
+        let claimed: Vec<usize> = claimed.collect();
+        let changed = match self.review.compares() {
+            true => changed,
+            false => reset,
+        };
+        self.review_some(changed.into_iter().chain(claimed), None, now);
         replaced
     }
 
-    /// `changed`: those that stay and get another configuration, or are back.
-    fn configure_endpoints(&mut self, replaced: &mut Replaced, changed: &[usize], now: Instant) {
-        let has_checks = self.start_verdict.is_some();
+    /// `changed`: those that have another configuration, or are back. Returns the numbers of those
+    /// that wait for another check therefore.
+    fn reset_checks(&mut self, replaced: &Replaced, changed: &[usize], now: Instant) -> Vec<usize> {
         let present = replaced.index.backends.len();
+        let has_checks = self.start_verdict.is_some();
+        let mut reset = Vec::new();
         for number in changed {
-            let place = &mut replaced.places[*number];
-            let is_back = place.before.is_some_and(|i| i >= present);
             let endpoint = &mut self.endpoints[*number];
-            endpoint.configure(&mut place.config, is_back, has_checks, now);
-            // No later than it may have been.
-            let halvings = self.next_halving.into_iter().chain(endpoint.latency.halves);
-            self.next_halving = halvings.min();
+            let Place { before, config } = &replaced.places[*number];
+            if let Some(before) = config.as_ref().filter(|_| has_checks)
+                && endpoint.is_reset_after(before)
+            {
+                endpoint.reset_after(before, now);
+                reset.push(*number);
+            }
+            if self.review.compares() && before.is_some_and(|i| i >= present) {
+                // It was not compared with the others meanwhile.
+                endpoint.check.evidence.role_since = None;
+            }
         }
-        let is_new = |place: &Place| place.before.is_none_or(|i| i >= present);
-        let places = replaced.places.iter().enumerate();
-        let mut new = places.filter(|(_, place)| is_new(place)).map(|(i, _)| i);
-        self.watch_new_endpoints(new.clone());
-        if new.next().is_some() {
-            self.review.expect_stale(now);
-        }
+        reset
     }
 
     pub(super) fn add_transitions(&mut self, replaced: &mut Replaced, cause: &Cause, now: Instant) {
+        let mut states_after = std::mem::take(&mut replaced.states_after);
+        states_after.clone_from(&self.totals.counted);
         let exchange = Exchange {
             before: Arc::clone(&replaced.index),
             after: Arc::clone(&self.index),
             states_before: std::mem::take(&mut replaced.counted),
-            states_after: self.totals.counted.clone(),
+            states_after,
             gone: std::mem::take(&mut replaced.gone),
             places: std::mem::take(&mut replaced.places),
             cause: cause.clone(),
@@ -408,29 +510,38 @@ impl Inner {
         self.events.push_exchange(exchange);
     }
 
-    /// Moves endpoints to their places, and those that have left. Returns what is to be dropped
-    /// without the lock.
-    fn place_endpoints(
-        &mut self,
-        places: &[Place],
-        mut slots: Vec<Option<BoxedEndpoint>>,
-        left: &[usize],
-    ) -> [Vec<Option<BoxedEndpoint>>; 2] {
-        // In place: an option of a box is as large as the box.
-        let as_options = |of: Vec<BoxedEndpoint>| of.into_iter().map(Some).collect::<Vec<_>>();
+    /// Moves endpoints to their places, and those that have left, and counts them by their new
+    /// configurations. Returns what is to be dropped without the lock.
+    fn place_endpoints(&mut self, assembly: &mut Assembly) -> [Vec<Option<Endpoint>>; 2] {
+        let sign = self.review.sign_of_election();
+        // In place: an option of an endpoint is as large as the endpoint.
+        let as_options = |of: Vec<Endpoint>| of.into_iter().map(Some).collect::<Vec<_>>();
         let mut endpoints = as_options(std::mem::take(&mut self.endpoints));
         let mut departed = as_options(std::mem::take(&mut self.departed));
         let mut take = |i: usize| match i.checked_sub(endpoints.len()) {
             None => endpoints[i].take(),
             Some(i) => departed[i].take(),
         };
-        for (place, slot) in places.iter().zip(&mut slots) {
-            if let Some(before) = place.before {
-                *slot = take(before);
+        let slots = assembly.slots.iter_mut().zip(&mut assembly.counted);
+        for (place, (slot, counted)) in assembly.places.iter_mut().zip(slots) {
+            let Some(before) = place.before else {
+                continue;
+            };
+            *slot = take(before);
+            match (slot, &mut place.config) {
+                (Some(endpoint), Some(config)) => {
+                    std::mem::swap(&mut endpoint.config, config);
+                    *counted = Counted::of(endpoint, sign);
+                }
+                _ => *counted = self.totals.counted[before],
             }
         }
-        self.departed = left.iter().filter_map(|i| take(*i)).collect();
-        self.endpoints = slots.into_iter().flatten().collect();
+        for (slot, i) in assembly.left_slots.iter_mut().zip(&assembly.left) {
+            *slot = take(*i);
+        }
+        let as_endpoints = |of: &mut Vec<_>| std::mem::take(of).into_iter().flatten().collect();
+        self.departed = as_endpoints(&mut assembly.left_slots);
+        self.endpoints = as_endpoints(&mut assembly.slots);
         [endpoints, departed]
     }
 }

@@ -1,8 +1,10 @@
 //! The backends of a pool as status and metrics show them.
 
 use super::{
-    AdminSetting, AdminState, Checked, Inner, Pool, configured::Configured, endpoint::Endpoint,
-    index::Index,
+    AdminSetting, AdminState, Checked, Inner, Pool,
+    configured::Configured,
+    endpoint::Endpoint,
+    index::{DepartedIndex, Index},
 };
 use crate::{
     plan::{
@@ -76,18 +78,20 @@ impl Pool {
         let removed = contents.removed();
         let mut snapshots = Vec::with_capacity(configured.len() + removed.len());
         for first in (0..configured.len()).step_by(PART) {
-            let inner = self.lock();
+            let inner = self.lock_again();
             // One that has been removed meanwhile is left out.
             let numbers = first..configured.len().min(first + PART);
             let present = numbers.filter_map(|of| inner.position_now(&contents, of));
             snapshots.extend(present.map(|of| self.snapshot_of(&inner, of, now)));
         }
         for part in removed.chunks(PART) {
-            let inner = self.lock();
+            let inner = self.lock_again();
             let left = part.iter().filter_map(|backends| {
-                let endpoints = backends.iter().filter_map(|b| inner.departed_of(b));
-                let endpoints: Vec<&Endpoint> = endpoints.collect();
-                (!endpoints.is_empty()).then(|| self.snapshot_of_removed(&endpoints))
+                let numbers = backends.iter();
+                let numbers = numbers.filter_map(|b| inner.departed_index.endpoint(b.id));
+                let since = numbers.clone().map(|i| inner.departed_index.since[i]).max();
+                let endpoints: Vec<&Endpoint> = numbers.map(|i| &inner.departed[i]).collect();
+                (!endpoints.is_empty()).then(|| self.snapshot_of_removed(&endpoints, since))
             });
             snapshots.extend(left);
         }
@@ -104,7 +108,11 @@ impl Pool {
     }
 
     /// `endpoints`: of one backend, at least one.
-    fn snapshot_of_removed(&self, endpoints: &[&Endpoint]) -> EndpointSnapshot {
+    fn snapshot_of_removed(
+        &self,
+        endpoints: &[&Endpoint],
+        since: Option<Instant>,
+    ) -> EndpointSnapshot {
         let first = endpoints[0];
         let checks = || endpoints.iter().filter_map(|e| e.check.last.as_ref());
         let failures = endpoints.iter().filter_map(|e| e.passive.last_failure());
@@ -125,7 +133,7 @@ impl Pool {
             full: false,
             average_time: None,
             admin_since: first.admin.since,
-            since: endpoints.iter().filter_map(|e| e.departed).max(),
+            since,
             roles: self
                 .reports_roles
                 .then(|| checks().filter_map(|c| c.finding.role).collect()),
@@ -139,7 +147,7 @@ impl Pool {
     fn snapshot_of(&self, inner: &Inner, of: usize, now: Instant) -> EndpointSnapshot {
         let configured = &inner.configured[of];
         let endpoints: SmallVec<[&Endpoint; 4]> =
-            (inner.endpoints[inner.index.range(of)].iter().map(|e| &**e)).collect();
+            inner.endpoints[inner.index.range(of)].iter().collect();
         let endpoints = &endpoints[..];
         let Configured { plan, admin, .. } = &**configured;
         let single = inner.balancer.is_single();
@@ -196,8 +204,7 @@ const PART: usize = 64;
 struct Contents {
     configured: Arc<Vec<Arc<Configured>>>,
     index: Arc<Index>,
-    /// Those that are no longer named, and have sessions.
-    departed: Vec<Arc<Backend>>,
+    departed: Arc<DepartedIndex>,
 }
 
 impl Contents {
@@ -205,7 +212,8 @@ impl Contents {
     fn removed(&self) -> Vec<Vec<&Arc<Backend>>> {
         let mut removed: BTreeMap<&str, Vec<&Arc<Backend>>> = BTreeMap::new();
         let is_gone = |b: &&Arc<Backend>| self.index.configured(b.text()).is_none();
-        for backend in self.departed.iter().filter(is_gone) {
+        let with_sessions = self.departed.backends.iter().filter(|b| b.active() > 0);
+        for backend in with_sessions.filter(is_gone) {
             removed.entry(backend.text()).or_default().push(backend);
         }
         let mut removed: Vec<_> = removed.into_values().collect();
@@ -217,11 +225,10 @@ impl Contents {
 
 impl Inner {
     fn contents(&self) -> Contents {
-        let departed = self.departed.iter().filter(|e| e.backend.active() > 0);
         Contents {
             configured: Arc::clone(&self.configured),
             index: Arc::clone(&self.index),
-            departed: departed.map(|e| Arc::clone(&e.backend)).collect(),
+            departed: Arc::clone(&self.departed_index),
         }
     }
 
@@ -231,11 +238,6 @@ impl Inner {
             true => Some(of),
             false => self.index.configured(&before.configured[of].metrics.text),
         }
-    }
-
-    fn departed_of(&self, backend: &Backend) -> Option<&Endpoint> {
-        let number = self.number_of(backend)?.checked_sub(self.endpoints.len())?;
-        self.departed.get(number).map(|e| &**e)
     }
 
     /// The state of a configured backend, and why it is in it, as text. It is that of the endpoint

@@ -139,6 +139,17 @@ fn proven_verdict(
     epoch: Option<Epoch>,
     now: Instant,
 ) -> bool {
+    verdict_on(pool, &pool.addresses()[n].backend, to, first, epoch, now)
+}
+
+fn verdict_on(
+    pool: &Pool,
+    backend: &Backend,
+    to: Verdict,
+    first: bool,
+    epoch: Option<Epoch>,
+    now: Instant,
+) -> bool {
     let checked = Checked {
         began: now,
         at: now,
@@ -162,7 +173,6 @@ fn proven_verdict(
         doubted_for: Duration::ZERO,
         first,
     };
-    let backend = &pool.addresses()[n].backend;
     pool.checked(backend, checked, Some(change), now)
 }
 

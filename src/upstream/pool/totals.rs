@@ -5,17 +5,14 @@
 use super::{
     AdminState, Inner,
     configured::Configured,
-    endpoint::{Endpoint, EndpointConfig},
+    endpoint::{Condition, Endpoint, EndpointConfig},
     index::Index,
 };
 use crate::{
     plan::reason::BackendState,
-    upstream::{
-        health::{Evidence, Verdict},
-        pool::endpoint_admission::Admission,
-    },
+    upstream::health::{Evidence, Verdict},
 };
-use std::{collections::BTreeSet, ops::Range, time::Instant};
+use std::{collections::BTreeSet, ops::Range};
 
 /// What counts of one endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +20,7 @@ pub(super) struct Counted {
     pub(super) state: BackendState,
     pub(super) is_backup: bool,
     is_well: bool,
-    /// Whether its admission is not [`Admission::Full`].
+    /// See [`Condition::is_restricted`].
     is_restricted: bool,
     /// Whether it takes part in the election of a primary.
     claims: bool,
@@ -81,23 +78,26 @@ impl Counted {
     };
 
     /// `sign`: what the check of a primary shows, where there is an election.
-    pub(super) fn of(endpoint: &Endpoint, sign: Option<Evidence>, now: Instant) -> Self {
-        let Endpoint { config, check, .. } = endpoint;
-        let is_ready = endpoint.admin.admin_state == AdminState::Ready;
+    pub(super) fn of(endpoint: &Endpoint, sign: Option<Evidence>) -> Self {
+        let Endpoint {
+            config, condition, ..
+        } = endpoint;
+        let Condition { own, effective, .. } = *condition;
+        let is_ready = condition.admin_state == AdminState::Ready;
         let is_meant = !config.is_down && !config.is_draining;
-        let is_known = check.awaits_answer.is_none();
-        let claims = |sign: Evidence| sign.is_of(check.own) || check.evidence.epoch.is_some();
+        let is_known = !condition.awaits_answer;
+        let claims = |sign: Evidence| sign.is_of(own) || condition.has_epoch;
         Self {
-            state: endpoint.state(),
+            state: condition.state(config),
             is_backup: config.is_backup,
-            is_well: endpoint.is_well(),
-            is_restricted: endpoint.admission(false, now) != Admission::Full,
+            is_well: condition.is_well(config),
+            is_restricted: condition.is_restricted(config),
             claims: !config.is_down && sign.is_some_and(claims),
             serves: is_meant && config.weight > 0 && is_ready,
-            is_standby: check.effective == Verdict::Standby,
-            is_checked_once: check.checked_once,
-            is_up: check.own.is_up() && is_known,
-            is_undecided: check.own == Verdict::Down(None) || !is_known,
+            is_standby: effective == Verdict::Standby,
+            is_checked_once: condition.checked_once,
+            is_up: own.is_up() && is_known,
+            is_undecided: own == Verdict::Down(None) || !is_known,
         }
     }
 
@@ -215,26 +215,27 @@ impl Configured {
 impl Inner {
     /// Something has happened to the endpoint with this number. One that has departed does not
     /// count.
-    pub(super) fn recount(&mut self, number: usize, now: Instant) {
-        let Some(endpoint) = self.endpoints.get(number) else {
+    pub(super) fn recount(&mut self, number: usize) {
+        let Some(endpoint) = self.outlined_mut(number) else {
             return;
         };
-        let counted = Counted::of(endpoint, self.review.sign_of_election(), now);
-        self.totals.set(number, counted, &self.index);
-        self.fast_path = self.totals.counts.restricted == 0;
-    }
-
-    pub(super) fn recount_all(&mut self, now: Instant) {
-        for number in 0..self.endpoints.len() {
-            self.recount(number, now);
+        endpoint.note_condition();
+        let sign = self.review.sign_of_election();
+        if let Some(endpoint) = self.endpoints.get(number) {
+            self.totals
+                .set(number, Counted::of(endpoint, sign), &self.index);
+            self.fast_path = self.totals.counts.restricted == 0;
         }
     }
 
     /// The sums are those of the endpoints as they are.
     #[cfg(test)]
-    pub(super) fn assert_is_counted(&self, now: Instant) {
+    pub(super) fn assert_is_counted(&self) {
+        for endpoint in self.endpoints.iter().chain(&self.departed) {
+            assert_eq!(endpoint.condition, Condition::of(endpoint));
+        }
         let sign = self.review.sign_of_election();
-        let counted = self.endpoints.iter().map(|e| Counted::of(e, sign, now));
+        let counted = self.endpoints.iter().map(|e| Counted::of(e, sign));
         let serving = self.configured.iter().filter(|c| c.is_to_serve());
         let anew = Totals::new(counted.collect(), &self.index, serving.count());
         assert_eq!(self.totals.counted, anew.counted);

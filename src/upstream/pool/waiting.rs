@@ -10,7 +10,7 @@
 
 use super::{
     Inner, Pool, Search, View,
-    endpoint::BoxedEndpoint,
+    endpoint::Endpoint,
     locked::Locked,
     waiting_line::{Left, Position, Served},
 };
@@ -435,12 +435,11 @@ impl Inner {
         is_full.then(|| endpoints[own].backend.id)
     }
 
-    /// These endpoints were not there before.
-    pub(super) fn watch_new_endpoints(&self, numbers: impl Iterator<Item = usize>) {
+    /// There are endpoints that were not there before.
+    pub(super) fn watch_new_endpoints(&self) {
         self.hand_new_places();
         if !self.line.is_empty() {
-            numbers.for_each(|i| self.endpoints[i].backend.observe_releases(true));
-            fence(SeqCst);
+            self.watch_releases(true);
         }
     }
 
@@ -449,7 +448,7 @@ impl Inner {
         if self.line.is_empty() {
             return None;
         }
-        let retry = |e: &BoxedEndpoint| e.passive.available_at(e.config.rule, now);
+        let retry = |e: &Endpoint| e.passive.available_at(e.config.rule, now);
         let retries = self.endpoints.iter().filter_map(retry);
         retries.chain(self.line.next_release(now)).min()
     }

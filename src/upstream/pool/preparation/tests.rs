@@ -65,14 +65,13 @@ fn expected(pool: &Pool) -> Vec<(String, Addr, u32, bool)> {
 fn assert_is_consistent(pool: &Pool) {
     let expected = expected(pool);
     let inner = pool.lock();
-    let shown = |e: &BoxedEndpoint| {
+    let shown = |e: &Endpoint| {
         let (text, addr) = (e.backend.text().to_string(), e.backend.addr.clone());
         (text, addr, e.config.weight, e.config.is_backup)
     };
     let endpoints: Vec<_> = inner.endpoints.iter().map(shown).collect();
     assert_eq!(endpoints, expected);
-    assert!(inner.endpoints.iter().all(|e| e.departed.is_none()));
-    inner.assert_is_counted(Instant::now());
+    inner.assert_is_counted();
     let of = |i| {
         inner
             .index
@@ -81,12 +80,16 @@ fn assert_is_consistent(pool: &Pool) {
     };
     let configs = inner.endpoints.iter().map(|e| Some(e.config.clone()));
     assert!(configs.eq((0..expected.len()).map(of)));
-    assert!(inner.departed.iter().all(|e| e.departed.is_some()));
+    let of_index = inner.departed_index.backends.iter().map(|b| b.id);
+    assert!(of_index.eq(inner.departed.iter().map(|e| e.backend.id)));
+    for (i, e) in inner.departed.iter().enumerate() {
+        assert!(inner.departed_index.of(e.backend.text()).contains(&i));
+        assert_eq!(inner.number_of(&e.backend), Some(inner.endpoints.len() + i));
+    }
     let regular = expected.iter().filter(|(.., backup)| !backup).count();
     assert_eq!(inner.balancer.regular(), 0..regular);
-    let ids = |endpoints: &[BoxedEndpoint]| -> Vec<u64> {
-        endpoints.iter().map(|e| e.backend.id).collect()
-    };
+    let ids =
+        |endpoints: &[Endpoint]| -> Vec<u64> { endpoints.iter().map(|e| e.backend.id).collect() };
     let (present, departed) = (ids(&inner.endpoints), ids(&inner.departed));
     assert!(departed.iter().all(|id| !present.contains(id)));
     assert!(departed.is_sorted());
@@ -94,7 +97,7 @@ fn assert_is_consistent(pool: &Pool) {
 
 /// Of each endpoint, by its backend and its address.
 fn ids(pool: &Pool) -> HashMap<(String, Addr), u64> {
-    let of = |e: &BoxedEndpoint| {
+    let of = |e: &Endpoint| {
         let backend = &e.backend;
         (
             (backend.text().to_string(), backend.addr.clone()),

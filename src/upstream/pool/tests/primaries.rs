@@ -399,7 +399,7 @@ proptest! {
             let candidates = own_up.iter().filter(|n| fresh(n)).count();
             prop_assert!(proofs || picks.len() == candidates.min(1));
             let inner = scene.pool.lock();
-            inner.assert_is_counted(scene.now);
+            inner.assert_is_counted();
             drop(inner);
             prop_assert_eq!(scene.pool.guarded(scene.now).primaries, Some(own_up.len()));
         }

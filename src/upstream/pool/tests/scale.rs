@@ -1,12 +1,14 @@
 //! What is done under the lock of a pool with thousands of backends.
 
 use super::*;
-use crate::upstream::pool::locked::looks;
-use std::net::Ipv4Addr;
+use crate::upstream::{backend::Lease, pool::locked::looks};
+use std::{net::Ipv4Addr, sync::atomic::Ordering::Relaxed, thread};
 
-const MANY: u32 = 2_000;
-/// For one endpoint, and some more for what is shown of it.
-const FEW: usize = 16;
+const MANY: u32 = 5_000;
+/// For one endpoint, looked at more than once.
+const FEW: usize = 8;
+/// So many are looked at before workers get the lock again.
+const PART: usize = 256;
 
 fn many(first: u32) -> Vec<Planned> {
     let of = |n: u32| {
@@ -89,9 +91,9 @@ fn exchange_all(large: &Large) {
     let lease = pool.pick(&mut Search::default(), large.now).expect("one");
     let (most, ()) = looks::most_during(|| large.replace(many(MANY)));
     // Only which of them are worth keeping, some at a time.
-    assert!(most <= 256, "{most}");
+    assert!(most <= PART, "{most}");
     assert_eq!(pool.lock().totals.counts.well, MANY as usize);
-    pool.lock().assert_is_counted(large.now);
+    pool.lock().assert_is_counted();
     // All but the one with a session are forgotten.
     assert_eq!(pool.backends().len(), MANY as usize + 1);
     let (most, (events, _)) = looks::most_during(|| pool.take_events(large.now));
@@ -157,25 +159,166 @@ fn what_happens_to_one_backend_looks_at_no_other() {
     }));
     let (pool, now) = (&large.pool, large.now);
     for n in [0, 1] {
-        let (most, well) = looks::most_during(|| verdict(pool, n, Verdict::Up, true, now));
+        let backend = &pool.backends()[n];
+        let judge = || verdict_on(pool, backend, Verdict::Up, true, None, now);
+        let (most, well) = looks::most_during(judge);
         assert!(well && most < 2 * FEW, "{most}");
     }
     assert_eq!(pool.lock().totals.counts.well, 1);
-    pool.lock().assert_is_counted(now);
+    pool.lock().assert_is_counted();
+}
+
+/// Of all that come back, or get another configuration, none is looked at.
+#[test]
+fn an_exchange_of_all_backends_with_sessions_looks_at_none() {
+    for check in [Some(checked_up()), None] {
+        let large = Large::new(check);
+        let (pool, now) = (&large.pool, large.now);
+        let mut leases = sessions_on_all(pool, now);
+        pool.take_events(now);
+        let exchange = |backends| {
+            let (most, ()) = looks::most_during(|| large.replace(backends));
+            pool.lock().assert_is_counted();
+            let (taking, (events, _)) = looks::most_during(|| pool.take_events(now));
+            (most.max(taking), events.len())
+        };
+        assert_eq!(exchange(many(MANY)), (0, 2 * MANY as usize));
+        leases.extend(sessions_on_all(pool, now));
+        assert_eq!(exchange(many(0)), (0, 2 * MANY as usize));
+        let heavier = many(0).into_iter().map(|backend| Planned {
+            weight: 2,
+            max_fails: 3,
+            ..backend
+        });
+        assert_eq!(exchange(heavier.collect()), (0, 0));
+        let inner = pool.lock();
+        assert!(inner.endpoints.iter().all(|e| e.config.weight == 2));
+        assert_eq!(inner.departed.len(), MANY as usize);
+        drop(inner);
+        // Those without sessions are forgotten, some at a time.
+        drop(leases);
+        let (most, ()) = looks::most_during(|| large.replace(many(2 * MANY)));
+        assert!(most <= PART, "{most}");
+        assert!(pool.lock().departed.is_empty());
+    }
+}
+
+fn sessions_on_all(pool: &Pool, now: Instant) -> Vec<Lease> {
+    let search = || Search::default();
+    let leases = (0..MANY).map(|_| pool.pick(&mut search(), now).expect("one"));
+    leases.collect()
+}
+
+/// With as many that have departed.
+#[test]
+fn what_looks_at_all_does_so_in_parts() {
+    let large = Large::new(Some(checked_up()));
+    let (pool, now) = (&large.pool, large.now);
+    let leases = sessions_on_all(pool, now);
+    large.replace(many(MANY));
+    let all = 2 * MANY as usize;
+    let (most, ()) = looks::most_during(|| {
+        assert_eq!(pool.addresses().len(), all);
+        assert_eq!(pool.takers(now).len(), MANY as usize);
+        assert_eq!(pool.unchecked_backends().len(), MANY as usize);
+        let plan = plan_of(many(MANY), &large.check);
+        assert_eq!(pool.candidates(&plan, now).len(), MANY as usize);
+        let ceilings = pool.backends().into_iter().map(|b| (b.id, 1));
+        assert!(pool.set_ceilings(&ceilings.collect::<Vec<_>>()));
+        pool.clear_ceilings();
+    });
+    assert!(most <= PART, "{most}");
+    pool.lock().assert_is_counted();
+    let [gone, present] = [0, MANY].map(|first| many(first).swap_remove(7));
+    let (most, ()) = looks::most_during(|| {
+        assert_eq!(pool.backends().len(), all);
+        assert_eq!(pool.backend_metrics().len(), all);
+        assert!(pool.is_available(now) && !pool.is_over());
+        let named = |plan: &Planned| pool.backend_named(&plan.text, &addresses_of(plan)[0]);
+        assert!(named(&gone).is_some() && named(&present).is_some());
+        pool.set_admin_state(&present.text, AdminState::Maint.into(), now);
+        pool.set_weight(&present.text, Some(3), now)
+            .expect("a weight");
+        let found = named(&gone).and_then(|backend| pool.address(&backend));
+        assert!(found.is_some());
+    });
+    assert!(most < FEW, "{most}");
+    drop(leases);
+}
+
+/// The lock alone would mostly be taken again by the thread that has just released it.
+#[test]
+fn what_takes_the_lock_again_lets_others_in() {
+    let pool = pool(vec![planned(1)], true);
+    let got_in = || {
+        let inner = pool.lock();
+        let is_in = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let _inner = pool.lock();
+                is_in.store(true, Relaxed);
+            });
+            while !locked::is_awaited() {
+                thread::yield_now();
+            }
+            drop(inner);
+            let _inner = pool.lock_again();
+            is_in.load(Relaxed)
+        })
+    };
+    let times = (0..20).filter(|_| got_in()).count();
+    assert!(times > 10, "{times} of 20");
+}
+
+/// `cargo test --release --lib lock_is_held -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn how_long_the_lock_is_held() {
+    let large = Large::new(Some(checked_up()));
+    let (pool, now) = (&large.pool, large.now);
+    let mut longest = std::collections::BTreeMap::new();
+    let mut leases = sessions_on_all(pool, now);
+    let key: HashInput = HashInput::default();
+    for n in 0..20 {
+        let (holds, ()) = looks::holds_during(|| {
+            large.replace(many((1 + n % 2) * MANY));
+            pool.take_events(now);
+            pool.addresses();
+            pool.backends();
+            pool.snapshot(now);
+            pool.is_over();
+        });
+        for hold in holds {
+            let of = longest.entry((hold.by.file(), hold.by.line()));
+            let times: &mut Vec<(Duration, usize)> = of.or_default();
+            times.push((hold.cpu, hold.looks));
+        }
+        leases.extend((0..MANY).map(|_| pool.pick(&mut pool.search(&key), now).expect("one")));
+    }
+    for ((file, line), mut times) in longest {
+        times.sort_unstable();
+        let (median, last) = (times[times.len() / 2].0, times[times.len() - 1].0);
+        let looks = times.iter().map(|(_, looks)| looks).max();
+        let file = file.rsplit('/').next().unwrap_or(file);
+        let count = times.len();
+        eprintln!("{file}:{line}: {count} times, median {median:?}, longest {last:?}, {looks:?}");
+    }
 }
 
 fn look_at_one(large: &Large) {
     let (pool, now) = (&large.pool, large.now);
     // The last one: a search from the beginning would not find it soon.
     let last = MANY as usize - 1;
-    let (most, well) = looks::most_during(|| verdict(pool, last, DOWN, true, now));
+    let backend = pool.backends().swap_remove(last);
+    let judge = |to, first| verdict_on(pool, &backend, to, first, None, now);
+    let (most, well) = looks::most_during(|| judge(DOWN, true));
     assert!(well && most < FEW, "{most}");
     assert_eq!(pool.lock().totals.counts.well, last);
-    let (most, well) = looks::most_during(|| verdict(pool, last, Verdict::Up, false, now));
+    let (most, well) = looks::most_during(|| judge(Verdict::Up, false));
     assert!(well && most < FEW, "{most}");
     verdict(pool, last, DOWN, false, now);
     assert_eq!(pool.lock().totals.counts.well, last);
-    pool.lock().assert_is_counted(now);
+    pool.lock().assert_is_counted();
     let addresses = pool.addresses();
     let backend = &addresses[MANY as usize - 2].backend;
     let text = backend.text().to_string();
@@ -196,18 +339,16 @@ fn look_at_one(large: &Large) {
 fn what_is_shown_and_handed_over_is_read_in_parts() {
     let large = Large::new(Some(checked_up()));
     let (pool, now) = (&large.pool, large.now);
-    let leases: Vec<_> = (0..MANY)
-        .map(|_| pool.pick(&mut Search::default(), now).expect("one"))
-        .collect();
+    let leases = sessions_on_all(pool, now);
     let read = || (pool.snapshot(now).len(), pool.record().endpoints.len());
     let (most, counts) = looks::most_during(read);
     assert_eq!(counts, (MANY as usize, MANY as usize));
-    assert!(most < 64 * FEW, "{most}");
+    assert!(most <= 64, "{most}");
     // All of them leave, and have sessions.
     large.replace(many(MANY));
     let (most, counts) = looks::most_during(read);
     assert_eq!(counts, (2 * MANY as usize, MANY as usize));
-    assert!(most < 64 * FEW, "{most}");
+    assert!(most <= 64, "{most}");
     let removed = pool.snapshot(now);
     let removed = removed.iter().filter(|s| s.state == BackendState::Removed);
     let planned = many(0);
