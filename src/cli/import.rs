@@ -3,6 +3,7 @@
 mod document;
 mod haproxy;
 mod nginx;
+mod report;
 
 use super::{complain, print};
 use crate::{
@@ -62,7 +63,8 @@ pub(super) fn run(arguments: &Import) -> ExitCode {
     let result = read(&input.file).and_then(|text| {
         convert(&text, &name).map_err(|why| format!("{why}{}", other_program(&text, program)))
     });
-    match result.and_then(|document| write(document, program)) {
+    let command = format!("tembuku import {} {name}", program.to_lowercase());
+    match result.and_then(|document| write(document, program, &command)) {
         Ok(has_lost) => match has_lost && input.strict {
             true => ExitCode::FAILURE,
             false => ExitCode::SUCCESS,
@@ -104,7 +106,7 @@ fn other_program(text: &str, program: &str) -> &'static str {
 }
 
 /// Returns whether anything is not carried over.
-fn write(mut document: Document, program: &str) -> Result<bool, String> {
+fn write(mut document: Document, program: &str, command: &str) -> Result<bool, String> {
     let report = document.report();
     complain(&report.to_string());
     if document.sections.is_empty() {
@@ -119,7 +121,7 @@ fn write(mut document: Document, program: &str) -> Result<bool, String> {
         );
     }
     document.complete(program);
-    let toml = document.toml();
+    let toml = format!("{}{}", report.comments(command), document.toml());
     print(&toml)?;
     // What was valid there may be refused here: then its position is named.
     if let Err(problems) = config::parse(&toml, "the result") {
@@ -196,6 +198,31 @@ mod tests {
             let report = document.report();
             assert!(!report.has(List::Lost), "{report}");
         }
+    }
+
+    /// A file that is found later says what it lacks.
+    #[test]
+    fn comments_at_the_head_say_what_is_lost() {
+        let servers = "server { listen 1 ssl; proxy_pass a:1; }\n".repeat(120);
+        let text = format!(
+            "stream {{\nserver {{ listen 2; proxy_pass a:1; \u{1}; proxy_bind \u{2}; }}\n\
+             log_format x;\n{servers}}}\n"
+        );
+        let document = nginx::import(&text, "f").expect("an import");
+        let head = document.report().comments("tembuku import nginx f");
+        for part in [
+            "# Made by `tembuku import nginx f`; each line",
+            "\n#\n# not carried over: 122\n#   f:2: `?`: ",
+            "#   f:2: `proxy_bind ?`: the source address",
+            "#   f:4: `server`: left out: TLS",
+            "#   and 22 more, which",
+            "\n#\n# differs: 2\n",
+            "#   f:3: `log_format x`: a record",
+        ] {
+            assert!(head.contains(part), "{part} in\n{head}");
+        }
+        let made = format!("{head}{}", document.toml());
+        config::parse(&made, "f").unwrap_or_else(|e| panic!("{made}\n{e}"));
     }
 
     #[test]

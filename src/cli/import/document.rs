@@ -10,49 +10,10 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fmt,
     net::IpAddr,
-    rc::Rc,
 };
 
-/// A directive of a file that is imported.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Place {
-    pub(super) file: Rc<str>,
-    /// From 1.
-    pub(super) line: usize,
-    /// The position among the words of the file: several directives may stand on a line.
-    pub(super) word: usize,
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.file, self.line)
-    }
-}
-
-/// What became of a directive. Of several the last one in this order is that of the directive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum List {
-    /// Nothing has to be written for it.
-    Unneeded,
-    Carried,
-    Differs,
-    Lost,
-}
-
-/// All of them, as they are shown.
-const LISTS: [(List, &str); 4] = [
-    (List::Carried, "carried over"),
-    (List::Unneeded, "not needed"),
-    (List::Differs, "differs"),
-    (List::Lost, "not carried over"),
-];
-
-#[derive(Debug)]
-struct Note {
-    list: List,
-    place: Place,
-    text: String,
-}
+pub(super) use super::report::{List, Place};
+use super::report::{Note, Report, comment, verdict};
 
 /// A table of the configuration.
 #[derive(Debug)]
@@ -256,7 +217,9 @@ impl Document {
         for section in &self.sections {
             for (line, place) in &section.lines {
                 match place {
-                    Some(place) => out.push_str(&format!("{line:<COLUMN$} # {place}\n")),
+                    Some(place) => {
+                        out.push_str(&format!("{line:<COLUMN$} {}\n", comment(place)));
+                    }
                     None => out.push_str(&format!("{line}\n")),
                 }
             }
@@ -265,6 +228,10 @@ impl Document {
         out.truncate(out.trim_end().len());
         out.push('\n');
         out
+    }
+
+    fn quoted(&self, place: &Place) -> &str {
+        self.directives.get(place).map_or("", String::as_str)
     }
 
     /// Each directive in one list.
@@ -305,7 +272,7 @@ impl Document {
                     true => verdict(notes.get(block).map_or(&[], Vec::as_slice)).1,
                     false => format!("in {block}"),
                 };
-                report.add(self, list, first, last.line, &text);
+                report.add(list, first, last.line, self.quoted(first), &text);
                 match rest.next() {
                     Some(next) => first = next,
                     None => break,
@@ -319,68 +286,11 @@ impl Document {
             .filter(|place| !covered.contains(place))
         {
             let (list, text) = verdict(notes.get(place).map_or(&[], Vec::as_slice));
-            report.add(self, list, place, place.line, &text);
+            report.add(list, place, place.line, self.quoted(place), &text);
         }
-        report.lines.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
+        report.sort();
         report
     }
-}
-
-/// The lists.
-#[derive(Debug, Default)]
-pub(super) struct Report {
-    lines: Vec<(List, Place, String)>,
-}
-
-impl Report {
-    fn add(&mut self, document: &Document, list: List, place: &Place, last: usize, text: &str) {
-        let directive = document.directives.get(place).map_or("", String::as_str);
-        let range = match last > place.line {
-            true => format!("{place}-{last}"),
-            false => place.to_string(),
-        };
-        let line = match text.is_empty() {
-            true => format!("{range}: {directive}"),
-            false => format!("{range}: `{directive}`: {text}"),
-        };
-        self.lines.push((list, place.clone(), line));
-    }
-
-    pub(super) fn has(&self, list: List) -> bool {
-        self.lines.iter().any(|(of, ..)| *of == list)
-    }
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (list, title) in LISTS {
-            let lines = || self.lines.iter().filter(|(of, ..)| *of == list);
-            writeln!(f, "{title}: {}", lines().count())?;
-            for (_, _, line) in lines() {
-                writeln!(f, "  {line}")?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The list of a directive, and the text of its notes there.
-fn verdict(notes: &[&Note]) -> (List, String) {
-    let Some(list) = notes.iter().map(|note| note.list).max() else {
-        return (List::Lost, "nothing is known of it".to_owned());
-    };
-    let mut texts: Vec<&str> = Vec::new();
-    let is_of = |note: &&&Note| match list {
-        List::Lost => note.list >= List::Differs,
-        list => note.list == list,
-    };
-    for note in notes.iter().filter(is_of) {
-        // What holds for several servers is said once.
-        if !note.text.is_empty() && !texts.contains(&note.text.as_str()) {
-            texts.push(&note.text);
-        }
-    }
-    (list, texts.join("; "))
 }
 
 fn one_line(text: &str) -> String {

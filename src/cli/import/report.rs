@@ -1,0 +1,155 @@
+//! What became of each directive of a file that is imported, as lists.
+
+use std::{fmt, rc::Rc};
+
+/// A directive of a file that is imported.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Place {
+    pub(super) file: Rc<str>,
+    /// From 1.
+    pub(super) line: usize,
+    /// The position among the words of the file: several directives may stand on a line.
+    pub(super) word: usize,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file, self.line)
+    }
+}
+
+/// What became of a directive. Of several the last one in this order is that of the directive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum List {
+    /// Nothing has to be written for it.
+    Unneeded,
+    Carried,
+    Differs,
+    Lost,
+}
+
+/// More entries of a list than this are no comments of a file.
+const MOST_COMMENTS: usize = 100;
+
+/// All of them, as they are shown.
+const LISTS: [(List, &str); 4] = [
+    (List::Carried, "carried over"),
+    (List::Unneeded, "not needed"),
+    (List::Differs, "differs"),
+    (List::Lost, "not carried over"),
+];
+
+/// What is said of a directive.
+#[derive(Debug)]
+pub(super) struct Note {
+    pub(super) list: List,
+    pub(super) place: Place,
+    pub(super) text: String,
+}
+
+/// The lists.
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    lines: Vec<(List, Place, String)>,
+}
+
+impl Report {
+    /// `directive` as it is quoted, from `place` to the line `last`.
+    pub(super) fn add(
+        &mut self,
+        list: List,
+        place: &Place,
+        last: usize,
+        directive: &str,
+        text: &str,
+    ) {
+        let range = match last > place.line {
+            true => format!("{place}-{last}"),
+            false => place.to_string(),
+        };
+        let line = match text.is_empty() {
+            true => format!("{range}: {directive}"),
+            false => format!("{range}: `{directive}`: {text}"),
+        };
+        self.lines.push((list, place.clone(), line));
+    }
+
+    /// By list, and by place in it.
+    pub(super) fn sort(&mut self) {
+        self.lines.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
+    }
+
+    pub(super) fn has(&self, list: List) -> bool {
+        self.lines.iter().any(|(of, ..)| *of == list)
+    }
+
+    /// For the head of a file, which then says on its own what it lacks: comments, with a list for
+    /// what is lost and one for what differs. `command`: what has made it.
+    pub(super) fn comments(&self, command: &str) -> String {
+        let mut out = String::new();
+        let mut add = |text: &str| {
+            out.push_str(comment(text).trim_end());
+            out.push('\n');
+        };
+        add(&format!(
+            "Made by `{command}`; each line names where it comes from."
+        ));
+        for (list, title) in LISTS.into_iter().rev() {
+            let lines = || self.lines.iter().filter(|(of, ..)| *of == list);
+            let count = lines().count();
+            if count == 0 || !matches!(list, List::Differs | List::Lost) {
+                continue;
+            }
+            add("");
+            add(&format!("{title}: {count}"));
+            for (_, _, line) in lines().take(MOST_COMMENTS) {
+                add(&format!("  {line}"));
+            }
+            if count > MOST_COMMENTS {
+                let rest = count - MOST_COMMENTS;
+                add(&format!(
+                    "  and {rest} more, which the command lists on standard error"
+                ));
+            }
+        }
+        out.push('\n');
+        out
+    }
+}
+
+/// As a comment of TOML, which may hold no control characters.
+pub(super) fn comment(text: &str) -> String {
+    format!("# {}", text.replace(char::is_control, "?"))
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (list, title) in LISTS {
+            let lines = || self.lines.iter().filter(|(of, ..)| *of == list);
+            writeln!(f, "{title}: {}", lines().count())?;
+            for (_, _, line) in lines() {
+                writeln!(f, "  {line}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The list of a directive, and the text of its notes there.
+pub(super) fn verdict(notes: &[&Note]) -> (List, String) {
+    let Some(list) = notes.iter().map(|note| note.list).max() else {
+        return (List::Lost, "nothing is known of it".to_owned());
+    };
+    let mut texts: Vec<&str> = Vec::new();
+    let is_of = |note: &&&Note| match list {
+        List::Lost => note.list >= List::Differs,
+        list => note.list == list,
+    };
+    for note in notes.iter().filter(is_of) {
+        // What holds for several servers is said once.
+        if !note.text.is_empty() && !texts.contains(&note.text.as_str()) {
+            texts.push(&note.text);
+        }
+    }
+    (list, texts.join("; "))
+}
