@@ -80,6 +80,19 @@ pub(super) fn network(text: &str) -> Option<String> {
     Some(network.trunc().to_string())
 }
 
+/// What becomes of name servers that are named.
+pub(super) const RESOLVERS: &str =
+    "names are looked up by the name servers of the system, every 30s (resolve_interval)";
+
+/// The host of an address with a port, if it is looked up.
+pub(super) fn host_name(address: &str) -> Option<&str> {
+    let (host, _) = address.rsplit_once(':')?;
+    let is_name = !host.starts_with(['[', '/'])
+        && !address.starts_with("unix:")
+        && host.parse::<IpAddr>().is_err();
+    (is_name && host != "localhost").then_some(host)
+}
+
 /// The whole result.
 #[derive(Debug, Default)]
 pub(super) struct Document {

@@ -9,7 +9,7 @@ mod rest;
 mod server;
 mod syntax;
 
-use super::document::{Document, List, Place, Section};
+use super::document::{self, Document, List, Place, Section};
 use crate::config::text::quote::quoted;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use syntax::{Block, Line};
@@ -94,11 +94,10 @@ impl Import<'_> {
                 self.whole(List::Unneeded, block, "it is for `mode http`");
             }
             "resolvers" if block.lines.iter().any(|l| l.word(0) == "nameserver") => {
-                let text = "names are resolved again by default, by the name servers of the system";
-                self.whole(List::Differs, block, text);
+                self.whole(List::Differs, block, document::RESOLVERS);
             }
             "resolvers" => {
-                self.whole(List::Unneeded, block, "names are resolved again by default");
+                self.whole(List::Unneeded, block, document::RESOLVERS);
             }
             _ => self.whole(List::Lost, block, "no counterpart"),
         }
@@ -452,6 +451,30 @@ mod tests {
             "{lists}"
         );
         assert_eq!(lists.matches("AUTH ***").count(), 1, "{lists}");
+    }
+
+    #[test]
+    fn names_are_looked_up_by_the_system() {
+        let with = |inside: &str| {
+            imported(&format!(
+                "resolvers r\n {inside}\nlisten l\n mode tcp\n bind :1\n\
+                 server a db.example:1 init-addr last,libc,none resolvers r\n\
+                 server b 10.0.0.2:1 resolvers r\n"
+            ))
+        };
+        let (toml, lists) = with("nameserver a 10.0.0.53:53");
+        assert!(toml.contains("resolve_required = false"), "{toml}");
+        for part in [
+            "differs: 2\n",
+            "f:1-2: `resolvers r`: names are looked up by the name servers of the system",
+            "f:6: `server a db.example:1 init-addr last,libc,none resolvers r`: all addresses of \
+             db.example are used",
+            "not carried over: 0\n",
+        ] {
+            assert!(lists.contains(part), "{part} in\n{lists}");
+        }
+        let (_, lists) = with("parse-resolv-conf");
+        assert!(lists.contains("differs: 1\n"), "{lists}");
     }
 
     #[test]

@@ -44,7 +44,6 @@ pub(super) fn import(text: &str, origin: &str) -> Result<Document, String> {
     }
     import.upstreams(proxy);
     import.around = proxy;
-    import.has_resolver = proxy.iter().any(|d| d.name == "resolver");
     import.zones(proxy);
     let scope = Scope::default().within(proxy);
     import.other(proxy);
@@ -71,7 +70,6 @@ struct Import<'a> {
     bound: BTreeMap<(bool, String), Place>,
     /// What stands around the servers.
     around: &'a [Directive],
-    has_resolver: bool,
     /// The logs around the servers.
     logs_of_all: HashSet<&'a Place>,
 }
@@ -737,6 +735,23 @@ mod tests {
         ] {
             let text = format!("stream {{ {text} server {{ listen 1; proxy_pass a; }} }}");
             let (_, lists) = imported(&text);
+            assert!(lists.contains(part), "{part} in\n{lists}");
+        }
+    }
+
+    #[test]
+    fn names_are_looked_up_by_the_system() {
+        let (_, lists) = imported(
+            "stream { resolver 10.0.0.53 valid=5s; resolver_timeout 3s; set $x b.example;
+             server { listen 1; proxy_pass a.example:1; }
+             server { listen 2; proxy_pass $x:1; } }",
+        );
+        for part in [
+            "differs: 2\n",
+            "f:1: `resolver 10.0.0.53 valid=5s`: names are looked up by the name servers",
+            // Where there is no variable, nginx does it at a start only.
+            "f:2: `proxy_pass a.example:1`: a.example: the name is looked up again",
+        ] {
             assert!(lists.contains(part), "{part} in\n{lists}");
         }
     }

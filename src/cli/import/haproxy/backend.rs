@@ -1,7 +1,7 @@
 //! `backend` and `listen` sections as sections of upstreams.
 
 use super::{
-    super::document::{List, Place, Section, header},
+    super::document::{List, Place, Section, header, host_name},
     Import, check,
     server::{Parameter, Server},
     syntax::{Block, Line, time},
@@ -62,6 +62,7 @@ impl Import<'_> {
         }
         let backends = servers.iter().map(|server| self.server(server)).collect();
         section.set_list("backends", backends);
+        self.names(&mut section, &servers);
         self.queue(&mut section, block, &servers);
         if let Some((parameter, version)) = proxy {
             section.set(
@@ -280,6 +281,24 @@ impl Import<'_> {
         }
         if !["stick", "source"].contains(&line.word(0)) && algorithm != "source" {
             self.carried(line);
+        }
+    }
+
+    /// HAProxy has one address for a server, and looks it up again with `resolvers` only.
+    fn names(&mut self, section: &mut Section, servers: &[Server]) {
+        for server in servers {
+            let Some(host) = host_name(&server.address) else {
+                continue;
+            };
+            let text = format!(
+                "all addresses of {host} are used, and looked up again every 30s (resolve_interval)"
+            );
+            self.note(List::Differs, &server.place, &text);
+            // A start does not fail without an address.
+            let mut initial = server.get("init-addr").unwrap_or_default().split(',');
+            if initial.any(|method| method == "none") && !section.has("resolve_required") {
+                section.set("resolve_required", "false", server.place_of("init-addr"));
+            }
         }
     }
 

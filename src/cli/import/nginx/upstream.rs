@@ -1,11 +1,11 @@
 //! The `upstream` blocks of nginx as sections of upstreams.
 
 use super::{
-    super::document::{List, Place, Section, header},
+    super::document::{List, Place, Section, header, host_name},
     Directive, Import, value,
 };
 use crate::config::text::quote::quoted;
-use std::{collections::HashMap, net::IpAddr};
+use std::collections::HashMap;
 
 /// A server of an upstream.
 struct Backend {
@@ -68,7 +68,8 @@ impl<'a> Import<'a> {
                 let address = value::backend(target, default_port);
                 let address =
                     address.map_err(|why| format!("there is no upstream `{target}`, and {why}"))?;
-                if !self.has_resolver {
+                // The value of a variable is looked up again by nginx, too.
+                if !pass.first().contains('$') {
                     self.note_resolution(pass, &address);
                 }
                 let backend = (quoted(&address), pass.place.to_string());
@@ -191,11 +192,7 @@ impl<'a> Import<'a> {
 
     /// nginx looks names up at a start and a reload only.
     pub(super) fn note_resolution(&mut self, directive: &Directive, address: &str) {
-        let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-        let is_name = !host.starts_with(['[', '/'])
-            && !address.starts_with("unix:")
-            && host.parse::<IpAddr>().is_err();
-        if is_name && host != "localhost" {
+        if let Some(host) = host_name(address) {
             let text = format!("{host}: the name is looked up again every 30s (resolve_interval)");
             self.document.note(List::Differs, &directive.place, text);
         }

@@ -13,6 +13,7 @@ pub(super) enum Verdict {
     Unsupported(&'static str),
 }
 
+use super::super::document::RESOLVERS;
 use Verdict::{Carried, Differs, Harmless, Unsupported};
 
 /// The verdict on `name`; `None`: it is no directive of the stream module or around it.
@@ -150,10 +151,7 @@ pub(super) static VERDICTS: &[(&str, Verdict)] = &[
         Unsupported("set `queue_length` and `queue_timeout` of the upstream"),
     ),
     ("random", Carried),
-    (
-        "resolver",
-        Harmless("names are resolved again by default, with the system's resolver"),
-    ),
+    ("resolver", Differs(RESOLVERS)),
     (
         "resolver_timeout",
         Harmless("the system's resolver has its own"),
