@@ -244,6 +244,10 @@ impl<'a> Import<'a> {
             ),
         };
         self.document.note(List::Differs, &directive.place, text);
+        if let Some(condition) = directive.arguments.iter().find(|a| a.starts_with("if=")) {
+            let text = format!("`{condition}` is dropped: all sessions are recorded");
+            self.document.note(List::Differs, &directive.place, text);
+        }
     }
 
     /// What nginx does not start with: it can be in no file that nginx has run with.
@@ -508,6 +512,18 @@ mod tests {
             for part in parts {
                 assert!(toml.contains(part), "{part} in\n{toml}\n{lists}");
             }
+        }
+    }
+
+    #[test]
+    fn a_dropped_condition_of_a_log_is_listed() {
+        for text in [
+            "access_log /var/log/a basic if=$loggable; server { listen 1; proxy_pass 10.0.0.1:1; }",
+            "server { listen 1; proxy_pass 10.0.0.1:1; access_log /dev/stdout a if=$loggable; }",
+        ] {
+            let (_, lists) = imported(&format!("stream {{ {text} }}"));
+            let dropped = "`if=$loggable` is dropped: all sessions are recorded";
+            assert!(lists.contains(dropped), "{lists}");
         }
     }
 
