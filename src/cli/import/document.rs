@@ -12,7 +12,7 @@ use std::{
     net::IpAddr,
 };
 
-pub(super) use super::report::{List, Place};
+pub(super) use super::report::{List, Place, Reasons, left_out};
 use super::report::{Note, Report, comment, verdict};
 
 /// A table of the configuration.

@@ -454,6 +454,35 @@ mod tests {
     }
 
     #[test]
+    fn a_section_that_is_left_out_names_all_reasons() {
+        let servers = (1..=8).map(|n| format!(" server s{n} 10.0.0.{n}:1 ssl\n"));
+        let (_, lists) = imported(&format!(
+            "listen ok\n bind :9\n server a 10.0.0.1:9\nfrontend f\n bind :1 ssl crt x\n \
+             bind :2 ssl crt x\n default_backend b\nbackend b\n{}",
+            servers.collect::<String>()
+        ));
+        let reasons = "`frontend f`: left out because of f:5, f:6: TLS of sessions is not \
+                       supported yet; also because of f:9, f:10, f:11, f:12, f:13 and 3 others: \
+                       TLS to backends is not supported";
+        assert!(lists.contains(reasons), "{lists}");
+    }
+
+    #[test]
+    fn an_address_with_tls_keeps_no_other_back() {
+        let (toml, lists) = imported(
+            "listen a\n bind :1\n bind :2 ssl crt x\n bind name:3\n server a 10.0.0.1:1\n",
+        );
+        assert!(toml.contains("bind = \"0.0.0.0:1\""), "{toml}");
+        for part in [
+            "not carried over: 2\n",
+            "f:3: `bind :2 ssl crt x`: left out: TLS of sessions is not supported yet",
+            "f:4: `bind name:3`: left out: `bind` takes addresses",
+        ] {
+            assert!(lists.contains(part), "{part} in\n{lists}");
+        }
+    }
+
+    #[test]
     fn names_are_looked_up_by_the_system() {
         let with = |inside: &str| {
             imported(&format!(

@@ -691,6 +691,33 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_is_left_out_names_all_reasons() {
+        let (_, lists) = imported(
+            "stream { server { listen 1; proxy_pass a:1; }
+             server {
+             listen 2 ssl;
+             listen 3 ssl;
+             proxy_pass $name;
+             proxy_ssl on;
+             } }",
+        );
+        let reasons = "`server`: left out because of f:3, f:4: TLS of sessions is not supported \
+                       yet; also because of f:5: routing by variables is not supported yet; also \
+                       because of f:6: TLS to backends is not supported";
+        assert!(lists.contains(reasons), "{lists}");
+    }
+
+    #[test]
+    fn an_address_with_tls_keeps_no_other_back() {
+        let (toml, lists) = imported(
+            "stream { server { listen 1; listen 2 ssl; ssl_certificate /c; proxy_pass a:1; } }",
+        );
+        assert!(toml.contains("bind = \"0.0.0.0:1\""), "{toml}");
+        let lost = "not carried over: 1\n  f:1: `listen 2 ssl`: left out: TLS of sessions";
+        assert!(lists.contains(lost), "{lists}");
+    }
+
+    #[test]
     fn defaults_are_those_of_nginx() {
         let (toml, _) = imported("stream { server { listen 1; proxy_pass 10.0.0.1:1; } }");
         let words = toml.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -47,6 +47,38 @@ pub(super) struct Note {
     pub(super) text: String,
 }
 
+/// Why a block is left out, and where that stands.
+pub(super) type Reasons = Vec<(Place, String)>;
+
+/// More places with the same reason than this are counted.
+const MOST_PLACES: usize = 5;
+
+/// That the `block` is left out, with all reasons: whatever is mended, nothing else is in the way.
+pub(super) fn left_out(block: &Place, mut reasons: Reasons) -> String {
+    reasons.sort();
+    let mut places_of = Vec::<(String, Vec<String>)>::new();
+    for (place, why) in reasons {
+        let place = place.to_string();
+        match places_of.iter_mut().find(|(known, _)| *known == why) {
+            Some((_, places)) if places.contains(&place) => {}
+            Some((_, places)) => places.push(place),
+            None => places_of.push((why, vec![place])),
+        }
+    }
+    let block = block.to_string();
+    let part = |(why, places): &(String, Vec<String>)| {
+        let rest = places.len().saturating_sub(MOST_PLACES);
+        let first = places[..places.len() - rest].join(", ");
+        match places.as_slice() {
+            [place] if *place == block => format!(": {why}"),
+            _ if rest > 0 => format!(" because of {first} and {rest} others: {why}"),
+            _ => format!(" because of {first}: {why}"),
+        }
+    };
+    let parts: Vec<String> = places_of.iter().map(part).collect();
+    format!("left out{}", parts.join("; also"))
+}
+
 /// The lists.
 #[derive(Debug, Default)]
 pub(super) struct Report {

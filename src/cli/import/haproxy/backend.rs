@@ -1,7 +1,7 @@
 //! `backend` and `listen` sections as sections of upstreams.
 
 use super::{
-    super::document::{List, Place, Section, header, host_name},
+    super::document::{List, Reasons, Section, header, host_name},
     Import, check,
     server::{Parameter, Server},
     syntax::{Block, Line, time},
@@ -10,23 +10,40 @@ use crate::config::text::quote::quoted;
 use std::collections::HashSet;
 
 impl Import<'_> {
-    /// The name of the section, which is made if it is not there yet.
-    pub(super) fn backend(&mut self, block: &Block) -> Result<String, (Place, String)> {
-        let fail = |place: &Place, why: &str| Err((place.clone(), why.to_owned()));
-        if let Some(name) = self.made.get(&block.name) {
-            return Ok(name.clone());
+    /// Why there can be no section for it.
+    pub(super) fn not_taken(&mut self, block: &Block) -> Reasons {
+        let mut reasons = Reasons::new();
+        if self.made.contains_key(&block.name) {
+            return reasons;
         }
         if let Some(mode) = block.last("mode").filter(|line| line.word(1) != "tcp") {
-            return fail(&mode.place, "its backend is of `mode http`");
+            let why = "its backend is of `mode http`".to_owned();
+            reasons.push((mode.place.clone(), why));
+        }
+        // What is noted of servers is noted when the section is made.
+        let count = self.document.count();
+        let servers = self.servers(block);
+        self.document.take_back(count);
+        if servers.is_empty() {
+            let why = "there is no server".to_owned();
+            reasons.push((block.place.clone(), why));
+        }
+        let tls = servers.iter().filter(|server| server.get("ssl").is_some());
+        reasons.extend(tls.map(|server| {
+            let why = "TLS to backends is not supported".to_owned();
+            (server.place_of("ssl").clone(), why)
+        }));
+        reasons
+    }
+
+    /// The name of the section, which is made if it is not there yet. One that is not taken has
+    /// none.
+    pub(super) fn backend(&mut self, block: &Block) -> String {
+        if let Some(name) = self.made.get(&block.name) {
+            return name.clone();
         }
         let servers = self.servers(block);
-        if servers.is_empty() {
-            return fail(&block.place, "there is no server");
-        }
-        if let Some(server) = servers.iter().find(|server| server.get("ssl").is_some()) {
-            return fail(server.place_of("ssl"), "TLS to backends is not supported");
-        }
-        let proxy = proxy_version(&servers[0]);
+        let proxy = servers.first().and_then(proxy_version);
         let (servers, others): (Vec<_>, Vec<_>) = servers
             .into_iter()
             .partition(|server| proxy_version(server) == proxy);
@@ -108,7 +125,7 @@ impl Import<'_> {
             }
         }
         self.made.insert(block.name.clone(), name.clone());
-        Ok(name)
+        name
     }
 
     fn servers(&mut self, block: &Block) -> Vec<Server> {

@@ -1,7 +1,7 @@
 //! `frontend` and `listen` sections as sections of listeners.
 
 use super::{
-    super::document::{List, Place, Section, duration, header},
+    super::document::{List, Place, Reasons, Section, duration, header, left_out},
     Import,
     syntax::{Block, Line, milliseconds, time},
 };
@@ -15,50 +15,39 @@ struct Binds {
     place: Place,
 }
 
-impl Import<'_> {
+impl<'a> Import<'a> {
     pub(super) fn frontend(&mut self, block: &Block) {
         let count = self.document.count();
         match self.try_frontend(block) {
             Ok(()) => self.carried(&block.header),
-            Err((place, why)) => {
+            Err(reasons) => {
                 self.document.take_back(count);
-                let text = match place.to_string() == block.place.to_string() {
-                    true => format!("left out: {why}"),
-                    false => format!("left out because of {place}: {why}"),
-                };
-                self.whole(List::Lost, block, &text);
+                self.whole(List::Lost, block, &left_out(&block.place, reasons));
             }
         }
     }
 
-    /// The error is why it cannot be imported, and where.
-    fn try_frontend(&mut self, block: &Block) -> Result<(), (Place, String)> {
-        let fail = |place: &Place, why: &str| Err((place.clone(), why.to_owned()));
+    /// The error is why it cannot be imported.
+    fn try_frontend(&mut self, block: &Block) -> Result<(), Reasons> {
         if let Some(mode) = block.last("mode").filter(|line| line.word(1) != "tcp") {
             let why = match block.lines.iter().any(|line| line.word(0) == "stats") {
                 true => "`mode http`: the status page and metrics are [admin] listen",
                 false => "`mode http` is not layer 4",
             };
-            return fail(&mode.place, why);
+            return Err(vec![(mode.place.clone(), why.to_owned())]);
         }
-        let target = match block.kind.as_str() {
-            "listen" => block,
-            _ => {
-                let Some(line) = only_backend(block).or(block.last("default_backend")) else {
-                    return fail(&block.place, "it has no `default_backend`");
-                };
-                let name = line.word(1);
-                match self.targets.get(name).copied() {
-                    Some(backend) => backend,
-                    None => return fail(&line.place, &format!("there is no backend `{name}`")),
-                }
-            }
+        let mut reasons = Reasons::new();
+        let target = self.target(block).map_err(|why| reasons.push(why)).ok();
+        reasons.extend(target.map_or_else(Reasons::new, |target| self.not_taken(target)));
+        let (all_binds, without) = self.binds(block);
+        let Some(target) = target.filter(|_| reasons.is_empty() && !all_binds.is_empty()) else {
+            reasons.extend(without.into_iter().filter(|_| all_binds.is_empty()));
+            return Err(reasons);
         };
-        let all_binds = self.binds(block)?;
-        if all_binds.is_empty() {
-            return fail(&block.place, "it has no `bind`");
+        for (place, why) in without {
+            self.note(List::Lost, &place, &format!("left out: {why}"));
         }
-        let upstream = self.backend(target)?;
+        let upstream = self.backend(target);
         for binds in all_binds {
             let name = self.document.name("listeners", &block.name);
             let mut section = Section::new(header("listeners", &name), &block.place);
@@ -81,9 +70,26 @@ impl Import<'_> {
         Ok(())
     }
 
-    /// A listener for each set of parameters.
-    fn binds(&mut self, block: &Block) -> Result<Vec<Binds>, (Place, String)> {
-        let mut all: Vec<Binds> = Vec::new();
+    /// The section with the servers. The error is why there is none.
+    fn target<'b>(&self, block: &'b Block) -> Result<&'b Block, (Place, String)>
+    where
+        'a: 'b,
+    {
+        if block.kind == "listen" {
+            return Ok(block);
+        }
+        let Some(line) = only_backend(block).or(block.last("default_backend")) else {
+            let why = "it has no `default_backend`".to_owned();
+            return Err((block.place.clone(), why));
+        };
+        let name = line.word(1);
+        let missing = || (line.place.clone(), format!("there is no backend `{name}`"));
+        self.targets.get(name).copied().ok_or_else(missing)
+    }
+
+    /// A listener for each set of parameters, and why others, or none, are there.
+    fn binds(&mut self, block: &Block) -> (Vec<Binds>, Reasons) {
+        let (mut all, mut reasons) = (Vec::<Binds>::new(), Reasons::new());
         // Before HAProxy 2.0 the address could follow the name.
         let first = [&block.header].into_iter();
         let first = first.filter(|header| header.word(2).contains(':'));
@@ -93,16 +99,23 @@ impl Import<'_> {
         });
         let first: Vec<Line> = first.collect();
         let lines = block.lines.iter().filter(|line| line.word(0) == "bind");
-        for line in first.iter().chain(lines) {
-            let binds = self.bind_line(block, line);
-            let binds = binds.map_err(|why| (line.place.clone(), why.to_owned()))?;
-            match all.iter_mut().find(|other| other.keys == binds.keys) {
-                Some(other) => other.addresses.extend(binds.addresses),
-                None => all.push(binds),
+        let lines: Vec<&Line> = first.iter().chain(lines).collect();
+        for line in &lines {
+            match self.bind_line(block, line) {
+                Ok(binds) => {
+                    match all.iter_mut().find(|other| other.keys == binds.keys) {
+                        Some(other) => other.addresses.extend(binds.addresses),
+                        None => all.push(binds),
+                    }
+                    self.carried(line);
+                }
+                Err(why) => reasons.push((line.place.clone(), why.to_owned())),
             }
-            self.carried(line);
         }
-        Ok(all)
+        if lines.is_empty() {
+            reasons.push((block.place.clone(), "it has no `bind`".to_owned()));
+        }
+        (all, reasons)
     }
 
     fn bind_line(&mut self, block: &Block, line: &Line) -> Result<Binds, &'static str> {

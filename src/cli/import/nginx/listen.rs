@@ -51,6 +51,9 @@ impl Group {
 impl Import<'_> {
     pub(super) fn listen(&mut self, listen: &Directive) -> Result<Group, String> {
         let has = |word: &str| listen.arguments.iter().any(|argument| argument == word);
+        if has("ssl") || has("quic") {
+            return Err("TLS of sessions is not supported yet".to_owned());
+        }
         let port = self.is_http.then_some(80);
         let mut group = Group {
             udp: has("udp"),

@@ -1,7 +1,7 @@
 //! The `server` blocks of nginx as sections of listeners.
 
 use super::{
-    super::document::{List, Place, Section, header},
+    super::document::{List, Place, Reasons, Section, header, left_out},
     Directive, Import, Scope,
     listen::{Group, join},
     value,
@@ -39,6 +39,8 @@ const DATABASES: [&str; 9] = [
     ":1433", ":1521", ":3306", ":5432", ":5672", ":6379", ":6432", ":6443", ":27017",
 ];
 
+const TLS_TO_BACKENDS: &str = "TLS to backends is not supported";
+
 /// What becomes of a setting.
 enum Setting {
     Key(&'static str, String),
@@ -52,34 +54,27 @@ enum Setting {
 impl<'a> Import<'a> {
     pub(super) fn server(&mut self, server: &'a Directive, outer: &Scope<'a>) {
         let count = self.document.count();
-        match self.server_or_reason(server, outer) {
+        match self.server_or_reasons(server, outer) {
             Ok(()) => self.carried(server),
-            Err((place, why)) => {
+            Err(reasons) => {
                 self.document.take_back(count);
-                let text = match place.to_string() == server.place.to_string() {
-                    true => format!("left out: {why}"),
-                    false => format!("left out because of {place}: {why}"),
-                };
-                self.whole(List::Lost, server, &text);
+                self.whole(List::Lost, server, &left_out(&server.place, reasons));
             }
         }
     }
 
-    /// The error is why it cannot be imported, and where.
-    fn server_or_reason(
+    /// The error is why it cannot be imported.
+    fn server_or_reasons(
         &mut self,
         server: &'a Directive,
         outer: &Scope<'a>,
-    ) -> Result<(), (Place, String)> {
+    ) -> Result<(), Reasons> {
         let mut scope = outer.within(server.inside());
         let mut rest = server.inside();
-        if self.is_http {
-            let locations = || server.inside().iter().filter(|d| d.name == "location");
-            let root = locations().find(|d| d.first() == "/");
-            let Some(location) = root.or_else(|| locations().next()) else {
-                let why = "it has no `location` with `proxy_pass`";
-                return Err((server.place.clone(), why.to_owned()));
-            };
+        let locations = || server.inside().iter().filter(|d| d.name == "location");
+        let root = locations().find(|d| d.first() == "/");
+        let location = root.or_else(|| locations().next());
+        if let Some(location) = location.filter(|_| self.is_http) {
             self.carried(location);
             for other in locations().filter(|other| !std::ptr::eq(*other, location)) {
                 let text = "layer 4 does not see paths: all sessions go where those of one \
@@ -112,7 +107,7 @@ impl<'a> Import<'a> {
                     self.unneeded(directive, "`proxy_ssl` is off");
                 }
                 name if name.starts_with("ssl_") => {
-                    // A server with it was left out.
+                    // An address with it is left out.
                     self.unneeded(directive, "`listen` is without `ssl`");
                 }
                 name if SETTINGS.contains(&name) => {}
@@ -122,57 +117,33 @@ impl<'a> Import<'a> {
         Ok(())
     }
 
-    /// The error is why it cannot be imported, and where.
-    fn try_server(
-        &mut self,
-        server: &'a Directive,
-        scope: &Scope<'a>,
-    ) -> Result<(), (Place, String)> {
-        let pass = scope.last("proxy_pass");
-        let Some(pass) = pass else {
-            return Err((server.place.clone(), "it has no `proxy_pass`".to_owned()));
-        };
-        let fail =
-            |directive: &Directive, why: &str| Err((directive.place.clone(), why.to_owned()));
-        let target = match self.is_http {
-            true => match pass.first().strip_prefix("http://") {
-                Some(target) => target.split('/').next().unwrap_or_default(),
-                None => return fail(pass, "TLS to backends is not supported"),
-            },
-            false => pass.first(),
-        };
-        let blocks = [server.inside(), self.around];
-        let Some(target) = super::constant::resolve(target, &blocks) else {
-            return fail(pass, "routing by variables is not supported yet");
-        };
-        let target = target.as_str();
-        if target != pass.first() && !self.is_http {
-            let text = format!("{} is always {target}", pass.first());
-            self.document.note(List::Carried, &pass.place, text);
-        }
+    /// The error is why it cannot be imported.
+    fn try_server(&mut self, server: &'a Directive, scope: &Scope<'a>) -> Result<(), Reasons> {
+        let mut reasons = Reasons::new();
         if let Some(ssl) = scope.last("proxy_ssl").filter(|d| d.first() == "on") {
-            return fail(ssl, "TLS to backends is not supported");
+            reasons.push((ssl.place.clone(), TLS_TO_BACKENDS.to_owned()));
         }
-        let mut groups = Vec::new();
-        for listen in scope.all("listen") {
-            if listen
-                .arguments
-                .iter()
-                .any(|word| word == "ssl" || word == "quic")
-            {
-                return fail(listen, "TLS of sessions is not supported yet");
+        let (groups, without) = self.groups(server, scope);
+        let has_name = scope.last("server_name").is_some();
+        reasons.extend(self.other_at_address(&groups, has_name));
+        let target = self.target(server, scope);
+        let (pass, target) = match (target, groups.is_empty()) {
+            (Ok(found), false) if reasons.is_empty() => found,
+            (target, has_none) => {
+                reasons.extend(target.err());
+                reasons.extend(without.into_iter().filter(|_| has_none));
+                return Err(reasons);
             }
-            match self.listen(listen) {
-                Ok(group) => join(&mut groups, group),
-                Err(why) => return fail(listen, &why),
-            }
+        };
+        for (place, why) in without {
+            let text = format!("left out: {why}");
+            self.document.note(List::Lost, &place, text);
         }
-        if groups.is_empty() {
-            return fail(server, "it has no `listen`");
-        }
-        self.bind(&groups, scope.last("server_name").is_some())?;
         let proxy = scope.last("proxy_protocol").filter(|d| d.first() == "on");
         for group in groups {
+            let bound = group.bind.iter();
+            let bound = bound.map(|at| ((group.udp, at.clone()), group.place.clone()));
+            self.bound.extend(bound);
             let proxy = match proxy {
                 Some(proxy) if group.udp => {
                     self.lost(
@@ -183,34 +154,77 @@ impl<'a> Import<'a> {
                 }
                 proxy => proxy,
             };
-            let upstream = self.upstream(target, pass, proxy);
-            let upstream = upstream.map_err(|why| (pass.place.clone(), why))?;
-            self.listener(server, group, &upstream, target, scope);
+            let upstream = self.upstream(&target, pass, proxy);
+            self.listener(server, group, &upstream, &target, scope);
             self.carried(pass);
         }
         Ok(())
     }
 
-    /// An address is that of one listener: of several servers nginx picks by the name in TLS.
-    fn bind(&mut self, groups: &[Group], has_name: bool) -> Result<(), (Place, String)> {
-        let mut all: Vec<(bool, String)> = Vec::new();
-        for group in groups {
-            all.extend(group.bind.iter().map(|at| (group.udp, at.clone())));
+    /// What `proxy_pass` names, without variables. The error is why it is nothing for an upstream.
+    fn target(
+        &mut self,
+        server: &Directive,
+        scope: &Scope<'a>,
+    ) -> Result<(&'a Directive, String), (Place, String)> {
+        let Some(pass) = scope.last("proxy_pass") else {
+            let why = match self.is_http {
+                true => "it has no `location` with `proxy_pass`",
+                false => "it has no `proxy_pass`",
+            };
+            return Err((server.place.clone(), why.to_owned()));
+        };
+        let fail = |why: &str| Err((pass.place.clone(), why.to_owned()));
+        let target = match self.is_http {
+            true => match pass.first().strip_prefix("http://") {
+                Some(target) => target.split('/').next().unwrap_or_default(),
+                None => return fail(TLS_TO_BACKENDS),
+            },
+            false => pass.first(),
+        };
+        let blocks = [server.inside(), self.around];
+        let Some(target) = super::constant::resolve(target, &blocks) else {
+            return fail("routing by variables is not supported yet");
+        };
+        if let Some(why) = self.missing(&target) {
+            return fail(&why);
         }
-        for key in &all {
-            if let Some(other) = self.bound.get(key) {
-                let (at, place) = (&key.1, groups[0].place.clone());
-                let why = match has_name {
-                    true => "routing by server name (SNI) is not supported yet",
-                    false => "without a `server_name` nginx refuses it, too",
-                };
-                let text = format!("{at} is that of the server at {other}, and {why}");
-                return Err((place, text));
+        if target != pass.first() && !self.is_http {
+            let text = format!("{} is always {target}", pass.first());
+            self.document.note(List::Carried, &pass.place, text);
+        }
+        Ok((pass, target))
+    }
+
+    /// The addresses of a server, and why others, or none, are there.
+    fn groups(&mut self, server: &Directive, scope: &Scope<'a>) -> (Vec<Group>, Reasons) {
+        let (mut groups, mut reasons) = (Vec::new(), Reasons::new());
+        let all = scope.all("listen");
+        for listen in all {
+            match self.listen(listen) {
+                Ok(group) => join(&mut groups, group),
+                Err(why) => reasons.push((listen.place.clone(), why)),
             }
         }
-        let all = all.into_iter().map(|key| (key, groups[0].place.clone()));
-        self.bound.extend(all);
-        Ok(())
+        if all.is_empty() {
+            reasons.push((server.place.clone(), "it has no `listen`".to_owned()));
+        }
+        (groups, reasons)
+    }
+
+    /// An address is that of one listener: of several servers nginx picks by the name in TLS.
+    fn other_at_address(&self, groups: &[Group], has_name: bool) -> Option<(Place, String)> {
+        let mut all = groups
+            .iter()
+            .flat_map(|group| group.bind.iter().map(|at| (group.udp, at.clone())));
+        let key = all.find(|key| self.bound.contains_key(key))?;
+        let other = self.bound.get(&key)?;
+        let why = match has_name {
+            true => "routing by server name (SNI) is not supported yet",
+            false => "without a `server_name` nginx refuses it, too",
+        };
+        let text = format!("{} is that of the server at {other}, and {why}", key.1);
+        Some((groups[0].place.clone(), text))
     }
 
     fn listener(

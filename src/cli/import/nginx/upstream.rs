@@ -40,6 +40,23 @@ const VARIABLES: [&str; 5] = [
 ];
 
 impl<'a> Import<'a> {
+    /// Why there can be no section for what `proxy_pass` names.
+    pub(super) fn missing(&self, target: &str) -> Option<String> {
+        let default_port = self.is_http.then_some(80);
+        let Some(upstream) = self.upstreams.get(target) else {
+            let why = value::backend(target, default_port).err()?;
+            return Some(format!("there is no upstream `{target}`, and {why}"));
+        };
+        let is_script = |d: &Directive| d.name.starts_with("balancer_by_");
+        if upstream.inside().iter().any(is_script) {
+            return Some(format!("a script picks the servers of `{target}`"));
+        }
+        let servers = upstream.inside().iter().filter(|d| d.name == "server");
+        let mut addresses = servers.map(|server| value::backend(server.first(), default_port));
+        let has_one = addresses.any(|address| address.is_ok());
+        (!has_one).then(|| format!("the upstream `{target}` has no server with a port"))
+    }
+
     /// The name of the section for what `proxy_pass` names, which is made if it is not there yet.
     /// `proxy`: the directive that makes nginx send a PROXY header.
     pub(super) fn upstream(
@@ -47,27 +64,22 @@ impl<'a> Import<'a> {
         target: &str,
         pass: &Directive,
         proxy: Option<&Directive>,
-    ) -> Result<String, String> {
+    ) -> String {
         let key = (target.to_owned(), proxy.is_some());
         if let Some(name) = self.made.get(&key) {
-            return Ok(name.clone());
+            return name.clone();
         }
         let default_port = self.is_http.then_some(80);
         let directive = self.upstreams.get(target).copied();
         let (place, backends, policy) = match directive {
             Some(directive) => {
-                let is_script = |d: &&Directive| d.name.starts_with("balancer_by_");
-                if directive.inside().iter().any(|d| is_script(&d)) {
-                    return Err(format!("a script picks the servers of `{target}`"));
-                }
                 let backends = self.backends(directive, default_port);
                 let policy = self.policy(directive);
                 (directive.place.clone(), backends, policy)
             }
             None => {
                 let address = value::backend(target, default_port);
-                let address =
-                    address.map_err(|why| format!("there is no upstream `{target}`, and {why}"))?;
+                let address = address.unwrap_or_else(|_| target.to_owned());
                 // The value of a variable is looked up again by nginx, too.
                 if !pass.first().contains('$') {
                     self.note_resolution(pass, &address);
@@ -76,9 +88,6 @@ impl<'a> Import<'a> {
                 (pass.place.clone(), vec![backend], Vec::new())
             }
         };
-        if backends.is_empty() {
-            return Err(format!("the upstream `{target}` has no server"));
-        }
         let wanted = match proxy {
             Some(_) if self.made.contains_key(&(target.to_owned(), false)) => {
                 format!("{target}-proxy")
@@ -101,7 +110,7 @@ impl<'a> Import<'a> {
         }
         self.document.sections.push(section);
         self.made.insert(key, name.clone());
-        Ok(name)
+        name
     }
 
     /// Each with the lines that it comes from.
