@@ -43,7 +43,11 @@ impl Section {
 
     fn set_with(&mut self, key: &str, value: impl fmt::Display, comment: &str) {
         let line = format!("{key} = {value}");
-        self.lines.push((line, Some(comment.to_owned())));
+        let comment = match meaning_of_zero(&line) {
+            Some(meaning) => format!("{comment}; {meaning}"),
+            None => comment.to_owned(),
+        };
+        self.lines.push((line, Some(comment)));
     }
 
     pub(super) fn has(&self, key: &str) -> bool {
@@ -58,6 +62,16 @@ impl Section {
         self.lines
             .extend(items.map(|(item, comment)| (format!("  {item},"), Some(comment))));
         self.lines.push(("]".to_owned(), None));
+    }
+}
+
+/// What a time of zero means, which is no time.
+fn meaning_of_zero(line: &str) -> Option<&'static str> {
+    match line {
+        "idle_timeout = \"0s\"" => Some("0s: no limit"),
+        "half_close_timeout = \"0s\"" => Some("0s: no limit but `idle_timeout`"),
+        "user_timeout = \"0s\"" => Some("0s: off, the kernel decides"),
+        _ => None,
     }
 }
 
@@ -83,6 +97,9 @@ pub(super) fn network(text: &str) -> Option<String> {
 /// What becomes of name servers that are named.
 pub(super) const RESOLVERS: &str =
     "names are looked up by the name servers of the system, every 30s (resolve_interval)";
+
+/// What becomes of a stop that waits for sessions without a limit.
+pub(super) const NO_DRAIN_LIMIT: &str = "it is no limit: drain_timeout has one, 30s by default";
 
 /// The host of an address with a port, if it is looked up.
 pub(super) fn host_name(address: &str) -> Option<&str> {

@@ -139,6 +139,10 @@ impl Import<'_> {
                 ("maxconn", Ok(number)) => ("max_connections", number.to_string()),
                 ("nbthread", Ok(number)) => ("workers", number.to_string()),
                 ("hard-stop-after", _) => match syntax::time(line.word(1)) {
+                    Some(time) if time == "0s" => {
+                        self.differs(line, document::NO_DRAIN_LIMIT);
+                        continue;
+                    }
                     Some(time) => ("drain_timeout", quoted(&time)),
                     None => {
                         self.lost(line, "not a time");
@@ -228,8 +232,9 @@ mod tests {
                 "",
                 &[
                     "connect_timeout = \"127s\" # HAProxy's default",
-                    "idle_timeout = \"0s\" # HAProxy's default",
-                    "half_close_timeout = \"0s\" # HAProxy's default",
+                    "idle_timeout = \"0s\" # HAProxy's default; 0s: no limit",
+                    "half_close_timeout = \"0s\" # HAProxy's default; 0s: no limit but \
+                     `idle_timeout`",
                     "keepalive = false # HAProxy's default",
                     "{ address = \"10.0.0.1:1\", max_fails = 0 }",
                     "{ address = \"10.0.0.2:1\", max_fails = 10 }",
@@ -252,7 +257,7 @@ mod tests {
                 "option clitcpka\n clitcpka-idle 30\n clitcpka-intvl 5s\n clitcpka-cnt 4\n",
                 &[
                     "keepalive = { idle = \"30s\", interval = \"5s\", count = 4 }",
-                    "user_timeout = \"0s\"",
+                    "user_timeout = \"0s\" # f:3; 0s: off, the kernel decides",
                 ],
             ),
             (

@@ -9,7 +9,7 @@ mod upstream;
 mod value;
 mod verdicts;
 
-use super::document::{Document, List, Place, Section, log_file};
+use super::document::{self, Document, List, Place, Section, log_file};
 use crate::config::text::quote::quoted;
 use std::collections::{BTreeMap, HashSet};
 use syntax::Directive;
@@ -120,6 +120,11 @@ impl<'a> Import<'a> {
                     }
                 },
                 "worker_shutdown_timeout" => match value::time(directive.first()) {
+                    Some(time) if time == "0s" => {
+                        let text = document::NO_DRAIN_LIMIT;
+                        self.document.note(List::Differs, place, text);
+                        continue;
+                    }
                     Some(time) => {
                         self.process(place)
                             .set("drain_timeout", quoted(&time), place);
@@ -453,7 +458,7 @@ mod tests {
                 "listen 1 so_keepalive=30m::10 backlog=9; tcp_nodelay off; proxy_pass a;",
                 &[
                     "keepalive = { idle = \"30m\", interval = \"75s\", count = 10 }",
-                    "user_timeout = \"0s\"",
+                    "# f:4; 0s: off, the kernel decides",
                     "backlog = 9",
                     "nodelay = false",
                 ],
@@ -469,7 +474,7 @@ mod tests {
                     "[listeners.tcp-1]",
                     "[upstreams.\"to-run-a.sock\"]",
                     "half_close = true",
-                    "half_close_timeout = \"0s\"",
+                    "# f:4; 0s: no limit but `idle_timeout`",
                 ],
             ),
             (

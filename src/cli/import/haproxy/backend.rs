@@ -340,7 +340,13 @@ impl Import<'_> {
                  there is no `timeout queue`",
             ),
         };
-        if let Some(limit) = time(line.word(2)) {
+        let limit = time(line.word(2));
+        if limit.as_deref() == Some("0s") {
+            self.lost(
+                line,
+                "it is no limit: write a `queue_timeout` of the upstream",
+            );
+        } else if let Some(limit) = limit {
             section.set("queue_timeout", quoted(&limit), &line.place);
             self.differs(line, how);
             let length = of("maxqueue");

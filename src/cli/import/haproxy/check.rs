@@ -80,7 +80,8 @@ pub(super) fn section(
         }
     }
     let limit = block.last("timeout check");
-    match limit.and_then(|line| Some((line, time(line.word(2))?))) {
+    let limit = limit.and_then(|line| Some((line, time(line.word(2))?)));
+    match limit.filter(|(_, limit)| limit != "0s") {
         Some((line, limit)) => {
             section.set("timeout", quoted(&limit), &line.place);
             import.carried(line);
