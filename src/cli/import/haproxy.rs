@@ -114,6 +114,9 @@ impl Import<'_> {
                     self.whole(List::Lost, block, "another `backend` has the same name");
                 }
                 "backend" if is_made => self.carried(&block.header),
+                "backend" if is_table(block) => {
+                    self.whole(List::Unneeded, block, access::COUNTERS);
+                }
                 "backend" => {
                     let text = "no section that is imported uses it";
                     self.whole(List::Lost, block, text);
@@ -175,6 +178,12 @@ impl Import<'_> {
             }
         }
     }
+}
+
+/// Whether the section has a table, which others name, and no servers.
+fn is_table(block: &Block) -> bool {
+    let is_part = |line: &Line| ["stick-table", "mode"].contains(&line.word(0));
+    block.lines.iter().any(|line| line.word(0) == "stick-table") && block.lines.iter().all(is_part)
 }
 
 #[cfg(test)]
@@ -597,6 +606,38 @@ mod tests {
             count,
             "{report}"
         );
+    }
+
+    #[test]
+    fn rules_that_count_lead_to_the_limit_that_counts() {
+        for (rule, key) in [
+            ("if { sc0_conn_rate gt 9 }", "connection_rate_per_source"),
+            ("if { sc_conn_rate(0) gt 9 }", "connection_rate_per_source"),
+            ("if { src_conn_cur(t) ge 9 }", "max_connections_per_source"),
+            ("if fast", "connection_rate_per_source"),
+            ("if { fe_sess_rate ge 90 }", "connection_rate"),
+        ] {
+            let document = import(
+                &format!(
+                    "listen l\n bind :1\n stick-table type ip size 1m store conn_rate(3s)\n \
+                     acl fast src_conn_rate gt 9\n tcp-request connection track-sc0 src\n \
+                     http-request track-sc1 src\n tcp-request connection reject {rule}\n \
+                     server a 10.0.0.1:1\nbackend t\n stick-table type ip size 1m store conn_cur\n"
+                ),
+                "f",
+            );
+            let lists = document.expect("an import").report().to_string();
+            for part in [
+                format!("f:7: `tcp-request connection reject {rule}`: write `{key}` into").as_str(),
+                "f:5: `tcp-request connection track-sc0 src`: `connection_rate_per_source` and",
+                "f:6: `http-request track-sc1 src`: in `mode tcp` HAProxy ignores it; \
+                 `connection_rate_per_source` and",
+                "store conn_rate(3s)`: `connection_rate_per_source` and",
+                "f:9-10: `backend t`: `connection_rate_per_source` and",
+            ] {
+                assert!(lists.contains(part), "{part} in\n{lists}");
+            }
+        }
     }
 
     #[test]

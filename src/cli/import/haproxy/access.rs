@@ -45,6 +45,9 @@ impl Import<'_> {
                         self.harmless(line, "nothing is rejected after it");
                     }
                     (None, Some(_)) => undecided.push(line),
+                    (None, None) if line.word(2).starts_with("track-sc") => {
+                        self.harmless(line, COUNTERS);
+                    }
                     (None, None) => self.lost(line, "no rule that is carried over depends on it"),
                 }
             }
@@ -64,15 +67,15 @@ impl Import<'_> {
         undecided.sort_by(|a, b| a.place.cmp(&b.place));
         undecided.dedup_by(|a, b| a.place == b.place);
         for line in &undecided {
-            let instead = match line.text() {
-                text if text.contains("conn_rate") => "write `connection_rate_per_source`, and ",
-                text if text.contains("conn_cur") => "write `max_connections_per_source`, and ",
-                _ => "",
+            let text = match limit_instead(&blocks, line) {
+                Some(key) => format!(
+                    "write `{key}` into the listener, and take out \"undecided\": until then \
+                     `check` refuses the result"
+                ),
+                None => "`access` knows addresses alone, and the first rule that matches decides: \
+                         `check` refuses the result until a rule takes the place of \"undecided\""
+                    .to_owned(),
             };
-            let text = format!(
-                "{instead}`access` knows addresses alone, and the first rule that matches decides: \
-                 `check` refuses the result until a rule takes the place of \"undecided\""
-            );
             self.lost(line, &text);
         }
         let undecided = undecided
@@ -93,6 +96,35 @@ impl Import<'_> {
             self.carried(line);
         }
     }
+}
+
+/// What becomes of counters of clients.
+pub(super) const COUNTERS: &str = "`connection_rate_per_source` and `max_connections_per_source` \
+                                   count clients without a table";
+
+/// The key of a listener that limits what the rule looks at, also by the `acl` that it names.
+fn limit_instead(blocks: &[&Block], line: &Line) -> Option<&'static str> {
+    let names = |acl: &Line| {
+        let mut words = line.words.iter().skip(3);
+        words.any(|word| word.trim_start_matches('!') == acl.word(1))
+    };
+    let acls = blocks.iter().flat_map(|block| block.all());
+    let acls = acls.filter(|acl| acl.word(0) == "acl" && names(acl));
+    let mut words = [line].into_iter().chain(acls).flat_map(|line| &line.words);
+    words.find_map(|word| {
+        let word = word.trim_start_matches('!');
+        let of_source = word.starts_with("sc") || word.starts_with("src_");
+        let counts = |kinds: [&str; 3]| kinds.iter().any(|kind| word.contains(kind));
+        if of_source && counts(["conn_rate", "sess_rate", "http_req_rate"]) {
+            Some("connection_rate_per_source")
+        } else if of_source && counts(["conn_cur", "sess_cur", "trackers"]) {
+            Some("max_connections_per_source")
+        } else if word.starts_with("fe_sess_rate") || word.starts_with("fe_conn_rate") {
+            Some("connection_rate")
+        } else {
+            None
+        }
+    })
 }
 
 /// Whether a rule refuses clients, or lets them pass; `None`: it decides nothing.

@@ -1,6 +1,8 @@
 //! What remains of a section when its listener or upstream is made: each line is in a list.
 
-use super::{Import, backend::is_stick, check, frontend::only_backend, log, syntax::Block};
+use super::{
+    Import, access::COUNTERS, backend::is_stick, check, frontend::only_backend, log, syntax::Block,
+};
 
 /// Lines that need nothing, by their first words.
 const HARMLESS: [(&str, &str); 20] = [
@@ -97,7 +99,15 @@ impl Import<'_> {
                 ("option", option) if option.starts_with("http") => {
                     self.harmless(line, OF_HTTP);
                 }
+                ("http-request", action) if action.starts_with("track-sc") => {
+                    let text = format!("{OF_HTTP}; {COUNTERS}");
+                    self.harmless(line, &text);
+                }
                 (word, _) if OF_HTTP_WORDS.contains(&word) => self.harmless(line, OF_HTTP),
+                // Without `stick` the table only counts.
+                ("stick-table", _) if !block.all().any(|line| line.word(0) == "stick") => {
+                    self.harmless(line, COUNTERS);
+                }
                 ("acl", _) => self.lost(line, "no rule that is carried over uses it"),
                 ("use_backend", _) => {
                     let text = "conditions do not select an upstream: its clients go to that of \
