@@ -5,6 +5,7 @@ mod backend;
 mod check;
 mod frontend;
 mod log;
+mod proxy;
 mod rest;
 mod server;
 mod syntax;
@@ -416,7 +417,7 @@ mod tests {
     fn frontends_lead_to_backends() {
         assert_has(
             "defaults\n mode tcp\nfrontend f\n bind 10.0.0.9:5432,[::1]:5433 accept-proxy\n\
-             tcp-request connection reject if !{ src 10.0.0.0/8 192.168.0.0/16 }\
+             tcp-request session reject if !{ src 10.0.0.0/8 192.168.0.0/16 }\
              \n default_backend b\n\
              backend b\n balance source\n hash-type consistent\
              \n server a db.example.com:5432 send-proxy-v2\n",
@@ -606,6 +607,53 @@ mod tests {
             count,
             "{report}"
         );
+    }
+
+    #[test]
+    fn proxies_that_a_rule_expects_are_trusted() {
+        let with = |rules: &str| {
+            let text = format!(
+                "listen l\n bind :1\n timeout client 9s\n acl lb src 10.0.0.2 10.0.1.0/24\n\
+                 {rules} server a 10.0.0.1:1\n"
+            );
+            let document = import(&text, "f").expect("an import");
+            (document.toml(), document.report().to_string())
+        };
+        let expect = " tcp-request connection expect-proxy layer4";
+        for (condition, value) in [
+            (
+                "if { src 10.0.0.2 }",
+                "{ trust = [\"10.0.0.2\"], timeout = \"9s\" }",
+            ),
+            (
+                "if lb",
+                "{ trust = [\"10.0.0.2\", \"10.0.1.0/24\"], timeout = \"9s\" }",
+            ),
+            ("", "{ timeout = \"9s\" }"),
+        ] {
+            let (toml, lists) = with(&format!("{expect} {condition}\n"));
+            assert!(toml.contains(&format!("accept_proxy = {value}")), "{toml}");
+            config::parse(&toml, "f").unwrap_or_else(|e| panic!("{toml}\n{e}"));
+            // The rule is the only one that names the acl.
+            let loses_nothing = lists.contains("not carried over: 0");
+            assert_eq!(loses_nothing, condition == "if lb", "{lists}");
+        }
+        let (toml, lists) = with(&format!("{expect} unless lb\n"));
+        assert!(!toml.contains("accept_proxy"), "{toml}");
+        assert!(
+            lists.contains("unless lb`: `trust` of accept_proxy names"),
+            "{lists}"
+        );
+        // The rule is for the peer, which `access` does not see then.
+        let reject = " tcp-request connection reject unless lb\n";
+        let (toml, lists) = with(&format!("{expect} if lb\n{reject}"));
+        assert!(toml.contains("\"undecided\""), "{toml}");
+        assert!(
+            lists.contains("it looks at the peer, `access` at the client"),
+            "{lists}"
+        );
+        let (toml, _) = with(reject);
+        assert!(!toml.contains("\"undecided\""), "{toml}");
     }
 
     #[test]

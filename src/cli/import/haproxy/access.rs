@@ -27,6 +27,7 @@ impl Import<'_> {
         let is_rule = |line: &&Line| line.word(0) == "tcp-request";
         let all = || blocks.iter().flat_map(|block| block.all()).filter(is_rule);
         let has_reject = all().any(|line| rejects(line) == Some(true));
+        let has_proxy = section.has("accept_proxy");
         let mut sets: Vec<Vec<Rule<'_>>> = Vec::new();
         // Without them clients would be served that HAProxy refuses.
         let mut undecided: Vec<&Line> = Vec::new();
@@ -36,9 +37,12 @@ impl Import<'_> {
         {
             let lines = block.all();
             let lines = lines.filter(|l| l.word(0) == "tcp-request" && l.word(1) == kind);
+            let lines = lines.filter(|line| !is_expected(line));
             let mut set = Vec::new();
             for line in lines {
-                match (rule(block, line), rejects(line)) {
+                // Of the peer, and not of the client in its header.
+                let is_of_peer = has_proxy && kind == "connection";
+                match (rule(block, line).filter(|_| !is_of_peer), rejects(line)) {
                     (Some(rule), _) => set.push(rule),
                     // Without it the client is let pass as well, after a look at the content.
                     (None, Some(false)) if !has_reject => {
@@ -67,14 +71,18 @@ impl Import<'_> {
         undecided.sort_by(|a, b| a.place.cmp(&b.place));
         undecided.dedup_by(|a, b| a.place == b.place);
         for line in &undecided {
-            let text = match limit_instead(&blocks, line) {
-                Some(key) => format!(
+            let text = match (limit_instead(&blocks, line), line.word(1)) {
+                (Some(key), _) => format!(
                     "write `{key}` into the listener, and take out \"undecided\": until then \
                      `check` refuses the result"
                 ),
-                None => "`access` knows addresses alone, and the first rule that matches decides: \
-                         `check` refuses the result until a rule takes the place of \"undecided\""
-                    .to_owned(),
+                (None, "connection") if has_proxy => format!(
+                    "it looks at the peer, `access` at the client in the PROXY header: {UNDECIDED}"
+                ),
+                (None, _) => format!(
+                    "`access` knows addresses alone, and the first rule that matches decides: \
+                     {UNDECIDED}"
+                ),
             };
             self.lost(line, &text);
         }
@@ -98,6 +106,7 @@ impl Import<'_> {
     }
 }
 
+const UNDECIDED: &str = "`check` refuses the result until a rule takes the place of \"undecided\"";
 /// What becomes of counters of clients.
 pub(super) const COUNTERS: &str = "`connection_rate_per_source` and `max_connections_per_source` \
                                    count clients without a table";
@@ -125,6 +134,11 @@ fn limit_instead(blocks: &[&Block], line: &Line) -> Option<&'static str> {
             None
         }
     })
+}
+
+/// Whether the rule has a frontend expect PROXY headers.
+pub(super) fn is_expected(line: &Line) -> bool {
+    line.word(0) == "tcp-request" && line.word(2) == "expect-proxy"
 }
 
 /// Whether a rule refuses clients, or lets them pass; `None`: it decides nothing.
@@ -192,26 +206,34 @@ fn rule<'a>(block: &'a Block, line: &'a Line) -> Option<Rule<'a>> {
         networks: Vec::new(),
         line,
     };
-    let Some((condition, rest)) = line.words.get(3..).unwrap_or_default().split_first() else {
-        return Some(rule);
+    (rule.is_outside, rule.networks) = condition(block, line, 3)?;
+    Some(rule)
+}
+
+/// The networks that the words of a line from this one on look for the source in, and whether it
+/// has to be outside of them; none: any source. `None`: another condition.
+pub(super) fn condition(block: &Block, line: &Line, from: usize) -> Option<(bool, Vec<String>)> {
+    let Some((condition, rest)) = line.words.get(from..).unwrap_or_default().split_first() else {
+        return Some((false, Vec::new()));
     };
+    let mut is_outside = false;
     let mut words: Vec<&str> = rest.iter().map(String::as_str).collect();
     if let Some(first) = words.first_mut()
         && let Some(after) = first.strip_prefix('!')
     {
-        rule.is_outside = true;
+        is_outside = true;
         *first = after;
     }
     words.retain(|word| !word.is_empty());
-    rule.is_outside ^= condition == "unless";
-    rule.networks = match words.as_slice() {
+    is_outside ^= condition == "unless";
+    let networks = match words.as_slice() {
         ["{", inside @ .., "}"] => networks(inside)?,
         // Of an `acl` with that name.
         [name] => {
             let is_it = |line: &&Line| line.word(0) == "acl" && line.word(1) == *name;
             let mut acls = block.all().filter(is_it).peekable();
             acls.peek()?;
-            let of = |acl: &'a Line| {
+            let of = |acl: &Line| {
                 let words: Vec<&str> = acl.words.iter().skip(2).map(String::as_str).collect();
                 networks(&words)
             };
@@ -219,7 +241,7 @@ fn rule<'a>(block: &'a Block, line: &'a Line) -> Option<Rule<'a>> {
         }
         _ => return None,
     };
-    Some(rule)
+    Some((is_outside, networks))
 }
 
 /// Of `src NETWORK...`.

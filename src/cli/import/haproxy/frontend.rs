@@ -3,6 +3,7 @@
 use super::{
     super::document::{List, Place, Reasons, Section, duration, header, left_out},
     Import,
+    proxy::accept_proxy,
     syntax::{Block, Line, milliseconds, time},
 };
 use crate::config::text::quote::{quoted, quoted_list};
@@ -61,6 +62,7 @@ impl<'a> Import<'a> {
                 section.set(key, value, &binds.place);
             }
             self.limits(&mut section, block, target);
+            self.expect_proxy(&mut section, block);
             self.access(&mut section, block, target);
             self.log(block);
             self.document.sections.push(section);
@@ -135,14 +137,7 @@ impl<'a> Import<'a> {
         let mut rest = parameters.iter();
         while let Some(parameter) = rest.next() {
             let key = match parameter.as_str() {
-                "accept-proxy" => {
-                    let limit = block.last("timeout client").and_then(|l| time(l.word(2)));
-                    let value = match limit.filter(|limit| limit != "0s") {
-                        Some(limit) => format!("{{ timeout = {} }}", quoted(&limit)),
-                        None => "true".to_owned(),
-                    };
-                    Some(("accept_proxy", value))
-                }
+                "accept-proxy" => Some(("accept_proxy", accept_proxy(block, &[]))),
                 "tcp-ut" => rest
                     .next()
                     .and_then(|limit| time(limit))
