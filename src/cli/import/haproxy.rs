@@ -1,6 +1,7 @@
 //! HAProxy: the sections of `mode tcp` as a configuration.
 
 mod access;
+mod admin;
 mod backend;
 mod check;
 mod frontend;
@@ -89,7 +90,10 @@ impl Import<'_> {
     fn block(&mut self, block: &Block) {
         match block.kind.as_str() {
             "global" => self.global(block),
-            "frontend" | "listen" => self.frontend(block),
+            "frontend" | "listen" => match admin::instead(block) {
+                Some(text) => self.whole(List::Differs, block, &text),
+                None => self.frontend(block),
+            },
             "defaults" | "backend" => {}
             "userlist" | "http-errors" | "cache" | "fcgi-app" => {
                 self.whole(List::Unneeded, block, "it is for `mode http`");
@@ -607,6 +611,45 @@ mod tests {
             count,
             "{report}"
         );
+    }
+
+    #[test]
+    fn pages_of_haproxy_lead_to_those_of_the_admin_port() {
+        let (_, lists) = imported(
+            "listen l\n mode tcp\n bind :1\n stats auth a:y0secret\n server a 10.0.0.1:1\n\
+             listen stats\n mode http\n bind :8404\n stats enable\n stats auth a:y0secret\n \
+             stats admin if TRUE\nfrontend p\n mode http\n bind :8405\n \
+             http-request use-service prometheus-exporter if { path /metrics }\n",
+        );
+        for part in [
+            "f:4: `stats auth ***`: [admin] listen has no login",
+            "f:6-11: `listen stats`: [admin] listen takes its place, with a status page, /metrics \
+             and /readyz; [admin] listen has no login: bind it to an address that only operators \
+             reach; it is read only: `tembuku drain`, `maint` and `ready` use [admin] socket\n",
+            "f:12-15: `frontend p`: [admin] listen takes its place",
+            "not carried over: 0\n",
+        ] {
+            assert!(lists.contains(part), "{part} in\n{lists}");
+        }
+    }
+
+    #[test]
+    fn checks_of_mysql_say_as_whom_they_log_in() {
+        for (user, part) in [
+            (
+                " user ha",
+                "f:3: `option mysql-check user ha`: it logs in as `ha` without",
+            ),
+            (
+                "",
+                "f:3: `option mysql-check`: kind = \"mysql\" needs a `user`",
+            ),
+        ] {
+            let (_, lists) = imported(&format!(
+                "listen l\n bind :1\n option mysql-check{user}\n server a 10.0.0.1:1 check\n"
+            ));
+            assert!(lists.contains(part), "{part} in\n{lists}");
+        }
     }
 
     #[test]

@@ -36,7 +36,12 @@ pub(super) fn section(
         ("mysql-check", Some(line)) if line.word(2) == "user" => {
             section.set("kind", quoted("mysql"), place);
             section.set("user", quoted(line.word(3)), place);
-            import.note(List::Differs, place, "a complete login");
+            let text = format!(
+                "it logs in as `{}` without a password, as HAProxy does; with password_file as an \
+                 account that has one, and `role` makes it look at read_only",
+                line.word(3)
+            );
+            import.note(List::Differs, place, text.as_str());
         }
         ("httpchk", Some(line)) => match http_text(block) {
             Some(expect) if server.get("check-ssl").is_none() => {
@@ -46,7 +51,9 @@ pub(super) fn section(
         },
         ("tcp-check", Some(line)) => dialogue(import, &mut section, block, line),
         ("mysql-check", Some(line)) => {
-            import.differs(line, "without a `user` only the connection is checked");
+            let text = "kind = \"mysql\" needs a `user`: only the connection is checked, which the \
+                        server counts as an error, as with HAProxy (max_connect_errors)";
+            import.differs(line, text);
             section.set("kind", quoted("tcp"), place);
         }
         ("smtpchk", Some(line)) => {

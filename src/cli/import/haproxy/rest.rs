@@ -1,7 +1,8 @@
 //! What remains of a section when its listener or upstream is made: each line is in a list.
 
 use super::{
-    Import, access::COUNTERS, backend::is_stick, check, frontend::only_backend, log, syntax::Block,
+    Import, access::COUNTERS, admin::NO_LOGIN, backend::is_stick, check, frontend::only_backend,
+    log, syntax::Block,
 };
 
 /// Lines that need nothing, by their first words.
@@ -95,6 +96,7 @@ impl Import<'_> {
                 }
                 ("default_backend", _) => self.carried(line),
                 ("use_backend", _) if only_backend(block).is_some() => self.carried(line),
+                ("stats", "auth") => self.differs(line, NO_LOGIN),
                 ("stats", _) => self.harmless(line, "[admin] listen has a status page"),
                 ("option", option) if option.starts_with("http") => {
                     self.harmless(line, OF_HTTP);
