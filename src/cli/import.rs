@@ -13,12 +13,14 @@ use crate::{
 use clap::{Args, Subcommand};
 use document::{Document, List};
 use std::{
-    io::{self, IsTerminal as _, Read as _},
+    fs::File,
+    io::{self, IsTerminal as _, Read as _, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-const OUTPUT: &str = "The configuration goes to standard output: `> tembuku.toml`. What became of \
+const OUTPUT: &str = "The configuration goes to standard output, or with `-o tembuku.toml` to that \
+                      file. What became of \
                       each directive goes to standard error. Exit code 1: nothing can be imported, \
                       or `tembuku check` refuses the result.";
 /// A larger file is no configuration.
@@ -48,6 +50,12 @@ struct Input {
     /// Exit with 1 if a directive is not carried over
     #[arg(long)]
     strict: bool,
+    /// Write the configuration to this file, which must not be there yet
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Overwrite the file of --output
+    #[arg(long, requires = "output")]
+    force: bool,
 }
 
 /// From a text and the name of its file. An error is a whole message.
@@ -64,7 +72,7 @@ pub(super) fn run(arguments: &Import) -> ExitCode {
         convert(&text, &name).map_err(|why| format!("{why}{}", other_program(&text, program)))
     });
     let command = format!("tembuku import {} {name}", program.to_lowercase());
-    match result.and_then(|document| write(document, program, &command)) {
+    match result.and_then(|document| write(document, program, &command, input)) {
         Ok(has_lost) => match has_lost && input.strict {
             true => ExitCode::FAILURE,
             false => ExitCode::SUCCESS,
@@ -106,7 +114,12 @@ fn other_program(text: &str, program: &str) -> &'static str {
 }
 
 /// Returns whether anything is not carried over.
-fn write(mut document: Document, program: &str, command: &str) -> Result<bool, String> {
+fn write(
+    mut document: Document,
+    program: &str,
+    command: &str,
+    input: &Input,
+) -> Result<bool, String> {
     let report = document.report();
     complain(&report.to_string());
     if document.sections.is_empty() {
@@ -122,12 +135,38 @@ fn write(mut document: Document, program: &str, command: &str) -> Result<bool, S
     }
     document.complete(program);
     let toml = format!("{}{}", report.comments(command), document.toml());
-    print(&toml)?;
+    let file = input
+        .output
+        .as_deref()
+        .filter(|file| *file != Path::new("-"));
+    match file {
+        Some(file) => create(file, &toml, input.force)?,
+        None => print(&toml)?,
+    }
+    let name = file.map_or("the result".into(), Path::to_string_lossy);
     // What was valid there may be refused here: then its position is named.
-    if let Err(problems) = config::parse(&toml, "the result") {
+    if let Err(problems) = config::parse(&toml, &name) {
         return Err(format!("{problems}"));
     }
+    if file.is_some() {
+        complain(&format!("next: tembuku check --probe -c {name}\n"));
+    }
     Ok(report.has(List::Lost))
+}
+
+fn create(file: &Path, toml: &str, may_replace: bool) -> Result<(), String> {
+    let create = || File::create_new(file)?.write_all(toml.as_bytes());
+    let result = match may_replace {
+        true => files::replace(file, toml.as_bytes()),
+        false => create(),
+    };
+    result.map_err(|e| match e.kind() {
+        io::ErrorKind::AlreadyExists => format!(
+            "error: {} is there already\n  hint: --force overwrites it",
+            file.display()
+        ),
+        _ => format!("error: cannot write {}: {e}", file.display()),
+    })
 }
 
 fn read(path: &Path) -> Result<String, String> {

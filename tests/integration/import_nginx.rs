@@ -419,6 +419,37 @@ fn the_configurations_of_nginx_on_its_page_are_valid() {
     assert_eq!(count, 2);
 }
 
+/// What users try first.
+#[test]
+fn a_file_is_written_once() {
+    let dir = TempDir::new();
+    let block = "stream { server { listen 7001; proxy_pass 10.0.0.1:80; } }\n";
+    let (input, output) = (dir.write("nginx.conf", block), dir.file("tembuku.toml"));
+    let (input, output) = (input.to_str().unwrap(), output.to_str().unwrap());
+    let made = cli(&["import", "nginx", input, "-o", output]);
+    assert!(made.status.success() && made.stdout.is_empty());
+    let next = format!("next: tembuku check --probe -c {output}\n");
+    assert!(text(&made).ends_with(&next), "{}", text(&made));
+    let config = std::fs::read_to_string(output).unwrap();
+    let (printed, _) = import(block);
+    // They name different files.
+    assert_eq!(config.lines().count(), printed.lines().count());
+    let checked = cli(&["check", "--file-only", "-c", output]);
+    assert!(checked.status.success(), "{}", text(&checked));
+
+    std::fs::write(output, "mine").unwrap();
+    let refused = cli(&["import", "nginx", input, "--output", output]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused).contains("tembuku.toml is there already\n  hint: --force"));
+    assert_eq!(std::fs::read_to_string(output).unwrap(), "mine");
+    let replaced = cli(&["import", "nginx", input, "--force", "-o", output]);
+    assert!(replaced.status.success(), "{}", text(&replaced));
+    assert_eq!(std::fs::read_to_string(output).unwrap(), config);
+    let lost = dir.file("none/tembuku.toml");
+    let output = cli(&["import", "nginx", input, "-o", lost.to_str().unwrap()]);
+    assert!(text(&output).contains("cannot write") && !lost.exists());
+}
+
 #[test]
 fn what_is_lost_is_listed_and_strict_fails() {
     let dir = TempDir::new();
