@@ -50,6 +50,10 @@ struct Input {
     /// Exit with 1 if a directive is not carried over
     #[arg(long)]
     strict: bool,
+    /// Only sections of listeners and upstreams, to be appended to another configuration:
+    /// `>> tembuku.toml`
+    #[arg(long)]
+    sections: bool,
     /// Write the configuration to this file, which must not be there yet
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -133,7 +137,10 @@ fn write(
                 .to_owned(),
         );
     }
-    document.complete(program);
+    match input.sections {
+        true => document.complete_sections(program),
+        false => document.complete(program),
+    }
     let toml = format!("{}{}", report.comments(command), document.toml());
     let file = input
         .output
@@ -162,7 +169,8 @@ fn create(file: &Path, toml: &str, may_replace: bool) -> Result<(), String> {
     };
     result.map_err(|e| match e.kind() {
         io::ErrorKind::AlreadyExists => format!(
-            "error: {} is there already\n  hint: --force overwrites it",
+            "error: {} is there already\n  hint: --force overwrites it; to append to it, take \
+             `--sections` and `>>`",
             file.display()
         ),
         _ => format!("error: cannot write {}: {e}", file.display()),

@@ -100,6 +100,64 @@ fn the_shorter_limit_of_the_two_sides_ends_a_session() {
     }
 }
 
+/// One process for what two other programs did, as docs/coming-from-haproxy.md has it.
+#[test]
+fn sections_are_appended_to_what_another_import_has_made() {
+    let server = Server::named("b1");
+    let [first, second, third] = [0, 1, 2].map(|_| ports::free_addr());
+    let dir = TempDir::new();
+    let nginx = dir.write(
+        "nginx.conf",
+        &format!(
+            "worker_processes 2; stream {{ server {{ listen {first}; proxy_pass {0}; }}
+             server {{ listen {second} udp; proxy_pass {0}; }} }}",
+            server.addr
+        ),
+    );
+    let haproxy = dir.write(
+        "haproxy.cfg",
+        &format!(
+            "global\n nbthread 2\nlisten web\n log stdout local0\n bind {third}\n \
+             server a {}\n",
+            server.addr
+        ),
+    );
+    let import = |program: &str, file: &std::path::Path, flags: &[&str]| {
+        let file = file.to_str().unwrap();
+        let output = cli(&[&["import", program, file], flags].concat());
+        assert!(output.status.success(), "{}", text(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let with_sections = &["--sections"][..];
+    let files = [("nginx", &nginx), ("haproxy", &haproxy)];
+    for [a, b] in [files, [files[1], files[0]]] {
+        let (whole, appended) = (import(a.0, a.1, &[]), import(b.0, b.1, with_sections));
+        let config = format!("{whole}{appended}");
+        let program = Tembuku::start_imported(&config);
+        for addr in [first, third] {
+            assert_eq!(ask(addr).unwrap(), "b1");
+        }
+        let file = program.dir.file("tembuku.toml");
+        let dump = cli(&["check", "--dump", "-c", file.to_str().unwrap()]);
+        let dump: toml::Table = String::from_utf8(dump.stdout).unwrap().parse().unwrap();
+        let of = |listener: &str, key: &str| dump["listeners"][listener][key].to_string();
+        let tcp = format!("tcp-{}", first.port());
+        let udp = format!("udp-{}", second.port());
+        for (listener, key, value) in [
+            (tcp.as_str(), "half_close", "false"),
+            (tcp.as_str(), "connect_timeout", "\"1m\""),
+            (tcp.as_str(), "idle_timeout", "\"10m\""),
+            (udp.as_str(), "idle_timeout", "\"10m\""),
+            ("web", "half_close", "true"),
+            ("web", "half_close_timeout", "\"0s\""),
+            ("web", "connect_timeout", "\"127s\""),
+            ("web", "idle_timeout", "\"0s\""),
+        ] {
+            assert_eq!(of(listener, key), value, "{listener} {key} in\n{config}");
+        }
+    }
+}
+
 #[test]
 fn the_configuration_of_haproxy_on_its_page_is_valid() {
     let path = format!("{}/docs/coming-from-haproxy.md", env!("CARGO_MANIFEST_DIR"));

@@ -55,6 +55,11 @@ impl Section {
         self.lines.iter().any(|(line, _)| is_it(line))
     }
 
+    fn is_udp(&self) -> bool {
+        let mut lines = self.lines.iter();
+        lines.any(|(line, _)| line == "protocol = \"udp\"")
+    }
+
     /// A list with a line for each item, which is TOML, and its comment.
     pub(super) fn set_list(&mut self, key: &str, items: Vec<(String, String)>) {
         self.lines.push((format!("{key} = ["), None));
@@ -230,6 +235,33 @@ impl Document {
             added.push(defaults);
         }
         self.sections.splice(0..0, added);
+    }
+
+    /// Makes the sections of listeners whole, so that they can be appended to another
+    /// configuration, whatever its `[defaults]` say. What a configuration has once becomes comments.
+    pub(super) fn complete_sections(&mut self, of: &str) {
+        // Keys that an import writes into `[defaults]`, and what holds without them.
+        let own = [("half_close", "true"), ("idle_timeout", "\"10m\"")];
+        let own = own.map(|(key, value)| (key, value.to_owned()));
+        let defaults: Vec<(&str, String)> = std::mem::take(&mut self.defaults)
+            .into_iter()
+            .chain(own)
+            .collect();
+        for section in &mut self.sections {
+            let header = section.lines.first().map_or("", |(line, _)| line);
+            if !header.starts_with("[listeners.") && !header.starts_with("[upstreams.") {
+                for (line, _) in &mut section.lines {
+                    line.insert_str(0, "# ");
+                }
+            } else if header.starts_with("[listeners.") {
+                let is_udp = section.is_udp();
+                for (key, value) in &defaults {
+                    if !section.has(key) && (!is_udp || *key == "idle_timeout") {
+                        section.set_with(key, value, &format!("{of}'s default"));
+                    }
+                }
+            }
+        }
     }
 
     pub(super) fn has_listener(&self) -> bool {
