@@ -260,7 +260,7 @@ mod tests {
         for part in [
             "# Made by `tembuku import nginx f`; each line",
             "\n#\n# not carried over: 122\n#   f:2: `?`: ",
-            "#   f:2: `proxy_bind ?`: the source address",
+            "#   f:2: `proxy_bind ?`: backends see",
             "#   f:4: `server`: left out: TLS",
             "#   and 22 more, which",
             "\n#\n# differs: 2\n",

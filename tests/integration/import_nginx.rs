@@ -471,7 +471,7 @@ fn what_is_lost_is_listed_and_strict_fails() {
         "not carried over: 2",
         "nginx.conf:3-5: `server`: left out because of",
         "nginx.conf:4: TLS of sessions is not supported yet",
-        "nginx.conf:7: `proxy_bind 10.0.0.9`: the source address",
+        "nginx.conf:7: `proxy_bind 10.0.0.9`: backends see",
         "servers.conf:1: listen 7001",
     ] {
         assert!(lists.contains(part), "{part} in\n{lists}");

@@ -104,6 +104,11 @@ impl Import<'_> {
             "resolvers" => {
                 self.whole(List::Unneeded, block, document::RESOLVERS);
             }
+            "peers" => {
+                let text = "nodes share no table: a `balance` that hashes picks the same backend \
+                            on each of them";
+                self.whole(List::Lost, block, text);
+            }
             _ => self.whole(List::Lost, block, "no counterpart"),
         }
     }
@@ -325,6 +330,11 @@ mod tests {
                 ],
             ),
             ("option httpchk\n", &["status = \"200-399\""]),
+            (
+                "option httpchk\n http-check connect ssl port 9\n \
+                 http-check send meth GET uri /healthz\n",
+                &["tls = \"require\"", "path = \"/healthz\"", "port = 9 # f:5"],
+            ),
             // The last one holds.
             (
                 "option tcp-check\n option httpchk GET /replica\n",
@@ -900,6 +910,18 @@ mod tests {
                 "use_backend",
             ),
             ("peers p\n peer a 10.0.0.1:1\n", "`peers p`"),
+            (
+                "listen v\n bind :85\n server a \"${HOST}:1\"\n server b 10.0.0.1:1\n",
+                "${HOST}:1`: a variable of the environment",
+            ),
+            (
+                "listen v\n bind :85\n server a 10.0.0.1\n server b 10.0.0.1:1\n",
+                "HAProxy takes that of the client",
+            ),
+            (
+                "listen v\n bind :85\n persist rdp-cookie\n server b 10.0.0.1:1\n",
+                "nothing is read ahead: balance = \"consistent_hash\" keeps",
+            ),
         ] {
             let text = format!("listen ok\n bind :9\n server a 10.0.0.1:9\n{text}");
             let (_, lists) = imported(&text);

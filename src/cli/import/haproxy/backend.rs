@@ -4,7 +4,7 @@ use super::{
     super::document::{List, Reasons, Section, header, host_name},
     Import, check,
     server::{Parameter, Server},
-    syntax::{Block, Line, time},
+    syntax::{Block, Line, VARIABLE, time},
 };
 use crate::config::text::quote::quoted;
 use std::collections::HashSet;
@@ -159,8 +159,14 @@ impl Import<'_> {
             let port = address
                 .rsplit_once(':')
                 .map(|(_, port)| port.parse::<u16>());
+            if address.contains('$') {
+                self.lost(line, VARIABLE);
+                continue;
+            }
             if !address.starts_with("unix:") && !matches!(port, Some(Ok(1..))) {
-                self.lost(line, "there is no port in it");
+                let text = "there is no port in it: HAProxy takes that of the client; a listener \
+                            and an upstream for each port can do so";
+                self.lost(line, text);
                 continue;
             }
             if address.starts_with('_') {
@@ -213,6 +219,12 @@ impl Import<'_> {
                 | "resolve-prefer" | "send-proxy" | "send-proxy-v2" | "check-send-proxy" | "id"
                 | "enabled" | "none" | "required" | "stick" | "non-stick" => continue,
                 "cookie" => continue,
+                "track" => {
+                    let text = "`track`: the check of its own upstream, [upstreams.NAME.check], \
+                                takes the place of another one's";
+                    self.note(List::Lost, place, text);
+                    continue;
+                }
                 _ => {
                     self.note(List::Lost, place, &format!("`{name}` has no counterpart"));
                     continue;

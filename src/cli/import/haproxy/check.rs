@@ -82,7 +82,7 @@ pub(super) fn section(
         None => section.set("fast_interval", quoted(&interval), of_interval),
     }
     for name in ["rise", "fall", "port"] {
-        if let Some(value) = server.get(name) {
+        if let Some(value) = server.get(name).filter(|_| !section.has(name)) {
             section.set(name, value, server.place_of(name));
         }
     }
@@ -95,7 +95,8 @@ pub(super) fn section(
         }
         None => section.set("timeout", quoted(&interval), of_interval),
     }
-    if server.get("check-ssl").is_some() && ["httpchk", "redis-check"].contains(&name) {
+    let has_tls = section.has("tls") || server.get("check-ssl").is_none();
+    if !has_tls && ["httpchk", "redis-check"].contains(&name) {
         section.set("tls", quoted("require"), server.place_of("check-ssl"));
     }
     if server.get("downinter").is_some() {
@@ -223,6 +224,7 @@ fn http(import: &mut Import<'_>, section: &mut Section, block: &Block, line: &Li
                 expected = Some(line);
                 import.carried(line);
             }
+            ("connect", _) => connect(import, section, line),
             ("send", _) => {
                 let uri = line.words.iter().position(|word| word == "uri");
                 if let Some(uri) = uri.map(|n| line.word(n + 1)).filter(|_| path.is_none()) {
@@ -255,6 +257,24 @@ fn http(import: &mut Import<'_>, section: &mut Section, block: &Block, line: &Li
         ),
         false => import.differs(line, "GET instead of OPTIONS, where no method is named"),
     }
+}
+
+/// Where and how a check of HTTP connects.
+fn connect(import: &mut Import<'_>, section: &mut Section, line: &Line) {
+    let mut words = line.words.iter().skip(2);
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "ssl" if !section.has("tls") => section.set("tls", quoted("require"), &line.place),
+            "port" => match words.next() {
+                Some(port) if !section.has("port") => section.set("port", port, &line.place),
+                _ => {}
+            },
+            "ssl" | "default" | "linger" => {}
+            "sni" | "alpn" | "proto" | "comment" => drop(words.next()),
+            _ => import.lost(line, &format!("`{word}` has no counterpart")),
+        }
+    }
+    import.carried(line);
 }
 
 /// The steps of a `tcp-check`.

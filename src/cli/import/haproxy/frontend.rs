@@ -4,7 +4,7 @@ use super::{
     super::document::{List, Place, Reasons, Section, duration, header, left_out},
     Import,
     proxy::accept_proxy,
-    syntax::{Block, Line, milliseconds, time},
+    syntax::{Block, Line, VARIABLE, milliseconds, time},
 };
 use crate::config::text::quote::{quoted, quoted_list};
 
@@ -131,6 +131,9 @@ impl<'a> Import<'a> {
             keys: Vec::new(),
             place: line.place.clone(),
         };
+        if line.word(1).contains('$') {
+            return Err(VARIABLE);
+        }
         for address in line.word(1).split(',') {
             binds.addresses.extend(bind(address, has("v4v6"))?);
         }

@@ -110,6 +110,11 @@ impl Import<'_> {
                 ("stick-table", _) if !block.all().any(|line| line.word(0) == "stick") => {
                     self.harmless(line, COUNTERS);
                 }
+                ("persist" | "stick" | "stick-table", _) => {
+                    let text = "nothing is read ahead: balance = \"consistent_hash\" keeps the \
+                                clients of an address at one server";
+                    self.lost(line, text);
+                }
                 ("acl", _) => self.lost(line, "no rule that is carried over uses it"),
                 ("use_backend", _) => {
                     let text = "conditions do not select an upstream: its clients go to that of \

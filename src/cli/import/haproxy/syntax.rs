@@ -3,6 +3,9 @@
 use super::super::document::{Place, duration};
 use std::rc::Rc;
 
+/// What is in the way of an address with a variable of the environment.
+pub(super) const VARIABLE: &str = "a variable of the environment: write its value";
+
 /// A line of a section.
 #[derive(Debug, Clone)]
 pub(super) struct Line {

@@ -100,6 +100,7 @@ pub(super) static VERDICTS: &[(&str, Verdict)] = &[
     ("location", HTTP),
     ("lock_file", PROCESS),
     ("log_format", Differs(RECORD)),
+    ("mail", Unsupported("left out: nginx can go on serving it")),
     ("map", VARIABLE),
     ("map_hash_*", MEMORY),
     ("master_process", PROCESS),
@@ -119,7 +120,9 @@ pub(super) static VERDICTS: &[(&str, Verdict)] = &[
     ("preread_timeout", Harmless("nothing is read ahead")),
     (
         "proxy_bind",
-        Unsupported("the source address of connections is the system's choice"),
+        Unsupported(
+            "backends see the address of tembuku; `send_proxy` tells them that of the client",
+        ),
     ),
     ("proxy_buffer_size", MEMORY),
     ("proxy_connect_timeout", Carried),
