@@ -521,6 +521,24 @@ mod tests {
     }
 
     #[test]
+    fn what_a_proxy_header_needs_is_carried_over() {
+        let (_, lists) = imported(
+            "stream { server { listen 1 proxy_protocol; proxy_pass 10.0.0.1:1;
+             set_real_ip_from 10.0.0.0/8; set_real_ip_from 10.1.0.1; proxy_protocol_timeout 5s; }
+             server { listen 2; proxy_pass 10.0.0.1:1; set_real_ip_from 10.0.0.0/8; } }",
+        );
+        let (carried, rest) = lists.split_once("not needed: 1\n").expect("a list");
+        for part in [
+            "f:2: set_real_ip_from 10.0.0.0/8\n",
+            "f:2: set_real_ip_from 10.1.0.1\n",
+            "f:2: proxy_protocol_timeout 5s\n",
+        ] {
+            assert!(carried.contains(part), "{part} in\n{lists}");
+        }
+        assert!(rest.contains("f:3: `set_real_ip_from"), "{lists}");
+    }
+
+    #[test]
     fn a_dropped_condition_of_a_log_is_listed() {
         for text in [
             "access_log /var/log/a basic if=$loggable; server { listen 1; proxy_pass 10.0.0.1:1; }",

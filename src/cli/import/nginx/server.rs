@@ -366,7 +366,10 @@ impl<'a> Import<'a> {
             .iter()
             .map(|d| d.first().trim_end_matches(':').to_owned());
         let peers: Vec<String> = peers.collect();
-        let timeout = scope.last("proxy_protocol_timeout");
+        let timeout = scope.last("proxy_protocol_timeout").filter(|_| !group.udp);
+        for used in trusted.iter().chain(&timeout) {
+            self.carried(used);
+        }
         let timeout = timeout.and_then(|d| value::time(d.first()));
         let mut fields = Vec::new();
         if !peers.is_empty() {
@@ -404,6 +407,8 @@ impl<'a> Import<'a> {
                 | "listen"
                 | "proxy_pass"
                 | "proxy_protocol"
+                | "proxy_protocol_timeout"
+                | "set_real_ip_from"
                 | "limit_conn"
                 | "limit_conn_dry_run"
                 | "proxy_download_rate"
