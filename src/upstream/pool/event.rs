@@ -237,12 +237,24 @@ impl Events {
         self.enqueue(Queued::Event(event));
     }
 
-    /// The transitions are made when the consumer takes them.
-    pub(super) fn push_exchange(&mut self, exchange: Exchange) {
+    /// The transitions are made when the consumer takes them. `at`: what [`Self::len`] was when its
+    /// consequences began.
+    pub(super) fn insert_exchange(&mut self, at: usize, exchange: Exchange) {
         if exchange.may_have_outage() {
             self.reported = Reported::All;
         }
-        self.enqueue(Queued::Exchange(Box::new(exchange)));
+        self.queue.insert(at, Queued::Exchange(Box::new(exchange)));
+        self.notifier.notify();
+    }
+
+    /// Those since [`Self::len`] was `first`.
+    pub(super) fn transitions_from(&self, first: usize) -> impl Iterator<Item = &Transition> {
+        self.queue[first..]
+            .iter()
+            .filter_map(|queued| match queued {
+                Queued::Event(Event::Transition(transition)) => Some(transition),
+                Queued::Event(_) | Queued::Exchange(_) | Queued::Session { .. } => None,
+            })
     }
 
     pub(super) fn len(&self) -> usize {

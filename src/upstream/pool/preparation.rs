@@ -91,6 +91,8 @@ struct Place {
 
 /// What an assembly has replaced. Better dropped without the lock.
 pub(super) struct Replaced {
+    /// How many events there were before those that follow from it.
+    events: usize,
     gone: Vec<usize>,
     places: Vec<Place>,
     index: Arc<Index>,
@@ -432,6 +434,7 @@ impl Inner {
         let totals = Totals::new(counted, &index, serving_backends);
         self.balance = balance;
         let replaced = Replaced {
+            events: self.events.len(),
             _endpoints: endpoints,
             counted: std::mem::replace(&mut self.totals, totals).counted,
             states_after,
@@ -497,6 +500,16 @@ impl Inner {
     pub(super) fn add_transitions(&mut self, replaced: &mut Replaced, cause: &Cause, now: Instant) {
         let mut states_after = std::mem::take(&mut replaced.states_after);
         states_after.clone_from(&self.totals.counted);
+        // Before the verdicts that have followed from it, which are reported already.
+        for transition in self.events.transitions_from(replaced.events) {
+            let endpoint = self.index.endpoint(transition.backend.id);
+            let state = endpoint.map(|i| &mut states_after[i].state);
+            if let Some((state, from)) = state.zip(transition.from)
+                && Some(*state) == transition.to
+            {
+                *state = from;
+            }
+        }
         let exchange = Exchange {
             before: Arc::clone(&replaced.index),
             after: Arc::clone(&self.index),
@@ -507,7 +520,7 @@ impl Inner {
             cause: cause.clone(),
             at: now,
         };
-        self.events.push_exchange(exchange);
+        self.events.insert_exchange(replaced.events, exchange);
     }
 
     /// Moves endpoints to their places, and those that have left, and counts them by their new

@@ -3,6 +3,7 @@
 use super::*;
 use crate::upstream::{health::Epoch, pool::effective_verdict::Guarded};
 use proptest::prelude::*;
+use std::collections::HashMap;
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -285,6 +286,25 @@ proptest! {
             prop_assert_eq!(&scene.decisions(), &decisions);
             let (events, _) = scene.pool.take_events(scene.now);
             prop_assert!(events.is_empty(), "{events:?}");
+        }
+    }
+
+    /// What follows from an exchange of the endpoints is reported by itself, or with it.
+    #[test]
+    fn no_change_is_reported_twice(
+        first in rules(),
+        steps in prop::collection::vec(step(), 1..60),
+    ) {
+        let mut scene = Scene::new(first);
+        for step in steps {
+            scene.take(step);
+            let mut ended = HashMap::new();
+            for event in scene.pool.take_events(scene.now).0 {
+                if let Event::Transition(Transition { backend, from, to, .. }) = event {
+                    let last = ended.insert(backend.id, to);
+                    prop_assert!(last != Some(to), "{from:?} {to:?} twice");
+                }
+            }
         }
     }
 }
