@@ -278,6 +278,7 @@ pub struct Upstream {
     /// failed connect.
     pub fail_on_reset: bool,
     pub waits: Waits,
+    pub backup_when: BackupWhen,
     /// Active health checks; `None`: passive ones only.
     pub check: Option<Check>,
     /// What becomes of the sessions of a backend that the operator takes out; `Keep` or
@@ -288,6 +289,17 @@ pub struct Upstream {
     pub on_removed: SessionAction,
     /// What the actions mean for flows; `down` also without a check.
     pub flows_move: FlowsMove,
+}
+
+/// When backups take sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BackupWhen {
+    /// No regular backend can take this one: none is in service, or those that are have reached
+    /// their `max_connections`, or have failed for this session.
+    #[default]
+    Full,
+    /// No regular backend is in service.
+    Down,
 }
 
 /// For what sessions wait that find no backend, and how long.

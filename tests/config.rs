@@ -238,6 +238,7 @@ fn defaults_of_an_upstream_are_as_documented() {
             resolve_required: true,
             send_proxy: SendProxy::Off,
             fail_on_reset: false,
+            backup_when: BackupWhen::Full,
             waits: Waits {
                 queue_timeout: seconds(0),
                 queue_length: 1000,

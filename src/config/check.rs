@@ -27,6 +27,7 @@ use super::{
         words::Start,
     },
     section::{Section, Text},
+    upstream::has_backup,
 };
 use crate::{
     config::{
@@ -186,8 +187,6 @@ pub(super) fn no_effect_in_upstream(
         ) => return Some(NoEffect::always(WITHOUT_CHECK, ADD_CHECK)),
         (Found::None, _) => return None,
     };
-    let may_be_backup = keys.plan.discover.is_some();
-    let has_backup = || may_be_backup || keys.plan.backends.iter().any(|backend| backend.backup);
     match applies {
         Applies::PanicThreshold if kind.role().is_some() => Some(NoEffect::always(
             "where the check asks for a role",
@@ -200,10 +199,10 @@ pub(super) fn no_effect_in_upstream(
         )),
         Applies::OnLag if !kind.limits_lag() => Some(NoEffect::always(
             "where the check has no limit for it",
-            "ask for role = \"replica\", or add `max_lag`, in a check of kind \"redis\", \
-             \"postgres\" or \"mysql\", or leave it out",
+            "it needs `replicating = true` (the default with role = \"replica\") or `max_lag` in a \
+             check of kind \"redis\", \"postgres\" or \"mysql\"; or leave it out",
         )),
-        Applies::OnRecover if !has_backup() && !falls_back(check) => Some(NoEffect::always(
+        Applies::OnRecover if !has_backup(keys) && !falls_back(check) => Some(NoEffect::always(
             "without a backup",
             "mark one with `backup = true`, use `role_fallback` in the check, or leave it out",
         )),

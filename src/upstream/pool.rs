@@ -43,7 +43,7 @@ pub use waiting_line::{Position, Served};
 
 use crate::{
     plan::{
-        self, Addr, Balance, Waits,
+        self, Addr, BackupWhen, Balance, Waits,
         reason::{BackendState, ConnectError, Shortage},
     },
     sys::mutex::Mutex,
@@ -136,6 +136,7 @@ struct Inner {
     balancer: Balancer,
     chance: Chance,
     waits: Waits,
+    backup_when: BackupWhen,
     line: Line,
     places: Places,
     /// When to look at the line even if nothing happens.
@@ -152,6 +153,8 @@ struct View<'a> {
     tried: &'a [u64],
     fast_path: bool,
     single: bool,
+    /// Whether backups take nothing, since a regular backend is in service.
+    bars_backups: bool,
     respects_ceilings: bool,
     /// Whether `max_connections` does not count.
     ignores_full: bool,
@@ -169,6 +172,9 @@ impl View<'_> {
             return 0;
         }
         if self.respects_ceilings && endpoint.is_at_ceiling() {
+            return 0;
+        }
+        if self.bars_backups && endpoint.config.is_backup {
             return 0;
         }
         let admission = endpoint.admission(self.single, self.now);
@@ -280,6 +286,7 @@ impl Pool {
             balancer: Balancer::new(&plan.balance, &[], &[]),
             chance: Chance::from_seed(RandomState::new().hash_one(())),
             waits: plan.waits,
+            backup_when: plan.backup_when,
             line: Line::default(),
             places: Places::default(),
             service_due: None,
@@ -514,10 +521,11 @@ impl Inner {
         full: &RefCell<SmallVec<[usize; 4]>>,
         now: Instant,
     ) -> Result<Lease, Shortage> {
+        let fast_path = self.fast_path && search.tried.is_empty();
+        let bars_backups = !fast_path && self.bars_backups(now);
         let Inner {
             endpoints,
             index,
-            fast_path,
             has_ceilings,
             balancer,
             chance,
@@ -526,8 +534,9 @@ impl Inner {
         let single = balancer.is_single();
         let view = |respects_ceilings| View {
             single,
+            bars_backups,
             respects_ceilings,
-            fast_path: *fast_path && search.tried.is_empty(),
+            fast_path,
             ignores_full: false,
             endpoints,
             backends: &index.backends,
@@ -555,6 +564,14 @@ impl Inner {
                 })
             }
         }
+    }
+
+    /// Whether backups take nothing now.
+    fn bars_backups(&self, now: Instant) -> bool {
+        let single = self.balancer.is_single();
+        let regular = &self.endpoints[self.balancer.regular()];
+        let is_in_service = |e: &Endpoint| e.admission(single, now).is_fit();
+        self.backup_when == BackupWhen::Down && regular.iter().any(is_in_service)
     }
 
     /// Gives this endpoint to the session.

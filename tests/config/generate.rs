@@ -500,10 +500,15 @@ fn upstream() -> BoxedStrategy<Upstream> {
                 if let Some(check) = &mut check {
                     restrict_check(check, &backends, send_proxy);
                 }
+                let has_backup = backends.iter().any(|backend| backend.backup);
                 Upstream {
                     discover: None,
                     name,
                     balance,
+                    backup_when: match has_backup && fail_on_reset {
+                        true => BackupWhen::Down,
+                        false => BackupWhen::Full,
+                    },
                     backends,
                     resolve_interval,
                     resolve_required,

@@ -27,6 +27,7 @@ pub(crate) enum Applies {
     SendProxyV2,
     SendProxyOn,
     FailOnReset,
+    Backup,
     /// Sessions that wait, which datagrams that are balanced on their own do not.
     Wait,
     Queue,
@@ -70,6 +71,7 @@ impl Applies {
             Self::SendProxyV2 => "`send_proxy = \"v2\"`",
             Self::SendProxyOn => "`send_proxy = \"v2\"` and a UDP listener",
             Self::FailOnReset => "TCP listeners",
+            Self::Backup => "a backup",
             Self::Wait => "a listener without `per_packet`",
             Self::Queue => "`queue_timeout`",
             Self::QueueStick => "`queue_timeout` and a `balance` that hashes",

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::{
     applies::Applies::{
-        self, Always, FailOnReset, Hold, OnDown, OnDrain, OnLag, OnRecover, OnRoleLost,
-        PanicThreshold, Queue, QueueStick, SendProxyOn, SendProxyV2, Wait,
+        self, Always, Backup as NeedsBackup, FailOnReset, Hold, OnDown, OnDrain, OnLag, OnRecover,
+        OnRoleLost, PanicThreshold, Queue, QueueStick, SendProxyOn, SendProxyV2, Wait,
     },
     inline,
     process::MOST_CONNECTIONS,
@@ -18,7 +18,9 @@ use crate::{
         text::quote::{quoted, time},
         value::hash_key,
     },
-    plan::{Backend, Balance, HashKey, ProxyOn, SendProxy, SessionAction, TimeOf, Upstream},
+    plan::{
+        Backend, BackupWhen, Balance, HashKey, ProxyOn, SendProxy, SessionAction, TimeOf, Upstream,
+    },
 };
 
 /// The keys of an upstream as they are written: in the plan some belong to others.
@@ -166,6 +168,10 @@ pub(crate) static UPSTREAM: &[Row<UpstreamKeys>] = rows! {
     "fail_on_reset" Form::Flag, "false", FailOnReset, value!(plan.fail_on_reset),
         "Whether a session that the backend resets, or times out, before the first byte of an \
          answer counts as a failed connect (`max_fails`), and only that byte as a good one.";
+    "backup_when" Form::Word(BackupWhen::words), "full", NeedsBackup, value!(plan.backup_when),
+        "\"full\": a backup takes a session that no other backend can take, since all are out of \
+         service, have reached their `max_connections`, or have failed for it; \"down\": only \
+         while all are out of service.";
     "queue_timeout" Form::Duration(Rule::Any), "0s", Wait, value!(plan.waits.queue_timeout),
         "How long a session waits for a place when all backends that are fit have reached their \
          `max_connections`, first come first served; \"0s\" = it is closed at once.";

@@ -1,7 +1,9 @@
 //! The words of keys that take one of several.
 
 use super::scalar::words;
-use crate::plan::{Handover, LogFormat, LogLevel, OverRate, ProxyOn, Role, TimeOf, Want, WhenFull};
+use crate::plan::{
+    BackupWhen, Handover, LogFormat, LogLevel, OverRate, ProxyOn, Role, TimeOf, Want, WhenFull,
+};
 
 /// The word of `balance`; in the plan the keys of a policy belong to it.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -97,6 +99,10 @@ words! {
     ProxyOn {
         "first" => Self::First,
         "each" => Self::Each,
+    }
+    BackupWhen {
+        "full" => Self::Full,
+        "down" => Self::Down,
     }
     TimeOf {
         "connect" => Self::Connect,

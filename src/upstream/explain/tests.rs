@@ -1,8 +1,8 @@
 use super::*;
 use crate::plan::{
-    AcceptProxy, AccessRule, Addr, Backend, Bind, FlowsMove, HashKey, KeyPart, Limits, Origin,
-    PeerSet, Protocol, ProxyOn, SendProxy, SessionAction, SocketOptions, Target, TimeOf, UnixFile,
-    Variable,
+    AcceptProxy, AccessRule, Addr, Backend, BackupWhen, Bind, FlowsMove, HashKey, KeyPart, Limits,
+    Origin, PeerSet, Protocol, ProxyOn, SendProxy, SessionAction, SocketOptions, Target, TimeOf,
+    UnixFile, Variable,
 };
 use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
@@ -74,6 +74,7 @@ fn upstream(balance: Balance, backends: Vec<Backend>) -> Upstream {
         resolve_required: true,
         send_proxy: SendProxy::Off,
         fail_on_reset: false,
+        backup_when: BackupWhen::Full,
         waits: crate::plan::Waits::default(),
         on_drain: SessionAction::Keep,
         on_removed: SessionAction::Keep,

@@ -170,6 +170,7 @@ impl Pool {
         let Ok(replaced) = self.reassemble(now, prepare, |inner, assembly, remembered| {
             inner.moves = plan.flows_move;
             inner.waits = plan.waits;
+            inner.backup_when = plan.backup_when;
             let sign = inner.review.sign_of_primary();
             inner.review.set_plan(plan);
             if inner.review.sign_of_primary() != sign {

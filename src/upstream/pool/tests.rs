@@ -10,8 +10,8 @@ mod waiting;
 use super::*;
 use crate::{
     plan::{
-        Backend as Planned, Check, CheckAt, CheckKind, FlowsMove, ProxyOn, Role, SendProxy,
-        SessionAction, Target, Upstream, reason::CheckResult,
+        Backend as Planned, BackupWhen, Check, CheckAt, CheckKind, FlowsMove, ProxyOn, Role,
+        SendProxy, SessionAction, Target, Upstream, reason::CheckResult,
     },
     telemetry::metrics::Exporter,
     upstream::health::{Epoch, FailureOf, Finding, Lag, VerdictChange},
@@ -105,6 +105,7 @@ pub(crate) fn upstream(backends: Vec<Planned>, check: Check) -> Upstream {
         resolve_required: true,
         send_proxy: SendProxy::Off,
         fail_on_reset: false,
+        backup_when: BackupWhen::Full,
         waits: plan::Waits::default(),
         on_drain: SessionAction::Keep,
         on_removed: SessionAction::Keep,
@@ -457,4 +458,47 @@ fn a_departed_endpoint_is_checked_while_it_has_sessions() {
     set_addresses(&both, &[vec![address(1)], vec![address(2)]], now);
     assert!(both.is_checked(&gone, 0));
     assert_eq!(both.snapshot(now)[0].state, BackendState::Failed);
+}
+
+#[test]
+fn backups_wait_until_no_regular_backend_is_in_service() {
+    let now = Instant::now();
+    let regular = Planned {
+        max_connections: 1,
+        max_fails: 0,
+        ..planned(1)
+    };
+    let backup = Planned {
+        backup: true,
+        ..planned(2)
+    };
+    let mut plan = upstream(vec![regular, backup], check(CheckKind::Tcp));
+    let [usual, late] = [BackupWhen::Full, BackupWhen::Down].map(|when| {
+        plan.backup_when = when;
+        let pool = of(&plan, now);
+        for n in 0..2 {
+            verdict(&pool, n, Verdict::Up, true, now);
+        }
+        pool
+    });
+    let text = |lease: Result<Lease, Shortage>| lease.map(|l| l.backend().text().to_string());
+    let backup = Ok("10.0.0.2:1".to_owned());
+    for (pool, when_full, when_failed) in [
+        (&usual, backup.clone(), backup.clone()),
+        (&late, Err(Shortage::Full), Err(Shortage::NoneFit)),
+    ] {
+        let search = || pool.search(&HashInput::default());
+        let mut first = search();
+        let lease = pool.pick(&mut first, now).expect("the regular backend");
+        assert_eq!(text(pool.pick(&mut search(), now)), when_full);
+        fail(pool, lease.backend(), now);
+        drop(lease);
+        assert_eq!(
+            text(pool.pick(&mut first, now)),
+            when_failed,
+            "for this session"
+        );
+        verdict(pool, 0, DOWN, false, now);
+        assert_eq!(text(pool.pick(&mut search(), now)), backup);
+    }
 }

@@ -421,6 +421,7 @@ impl Inner {
         let view = View {
             single: balancer.is_single(),
             fast_path: false,
+            bars_backups: false,
             respects_ceilings: false,
             ignores_full: true,
             endpoints,

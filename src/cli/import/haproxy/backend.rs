@@ -80,6 +80,9 @@ impl Import<'_> {
         let backends = servers.iter().map(|server| self.server(server)).collect();
         section.set_list("backends", backends);
         self.names(&mut section, &servers);
+        if let Some(server) = servers.iter().find(|server| server.get("backup").is_some()) {
+            section.set("backup_when", quoted("down"), server.place_of("backup"));
+        }
         self.queue(&mut section, block, &servers);
         if let Some((parameter, version)) = proxy {
             section.set(
