@@ -710,6 +710,27 @@ mod tests {
     }
 
     #[test]
+    fn the_networks_of_a_rule_may_be_in_a_file() {
+        let path = std::env::temp_dir().join(format!("tembuku-networks-{}", std::process::id()));
+        let with = |networks: &str| {
+            std::fs::write(&path, networks).expect("a file");
+            let text = format!(
+                "listen l\n bind :1\n acl bad src 10.0.0.9 -f {}\n\
+                 tcp-request connection reject if bad\n server a 10.0.0.1:1\n",
+                path.display()
+            );
+            let toml = import(&text, "f").expect("an import").toml();
+            std::fs::remove_file(&path).expect("a file");
+            toml
+        };
+        let toml = with("# spam\n203.0.113.0/24\n\n 2001:db8::/32 \n");
+        for rule in ["10.0.0.9", "203.0.113.0/24", "2001:db8::/32"] {
+            assert!(toml.contains(&format!("\"deny {rule}\"")), "{toml}");
+        }
+        assert!(with("203.0.113.0/24\nhost.example\n").contains("\"undecided\""));
+    }
+
+    #[test]
     fn rules_that_count_lead_to_the_limit_that_counts() {
         for (rule, key) in [
             ("if { sc0_conn_rate gt 9 }", "connection_rate_per_source"),

@@ -5,7 +5,11 @@ use super::{
     Import,
     syntax::{Block, Line},
 };
-use crate::config::text::quote::quoted;
+use crate::{config::text::quote::quoted, sys::files};
+use std::path::Path;
+
+/// A list in a larger file is not read.
+const MOST_BYTES: u64 = 1 << 20;
 
 /// `accept` or `reject`, of clients in some networks or outside of them.
 struct Rule<'a> {
@@ -244,12 +248,24 @@ pub(super) fn condition(block: &Block, line: &Line, from: usize) -> Option<(bool
     Some((is_outside, networks))
 }
 
-/// Of `src NETWORK...`.
+/// Of `src NETWORK...`, where `-f FILE` stands for the networks in a file.
 fn networks(words: &[&str]) -> Option<Vec<String>> {
-    let (&"src", networks) = words.split_first()? else {
+    let (&"src", words) = words.split_first()? else {
         return None;
     };
-    let networks = networks.iter().map(|network| document::network(network));
-    let networks: Vec<String> = networks.collect::<Option<_>>()?;
+    let mut networks = Vec::new();
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        if *word != "-f" {
+            networks.push(document::network(word)?);
+            continue;
+        }
+        let bytes = files::read(Path::new(words.next()?), MOST_BYTES + 1).ok()?;
+        let is_whole = bytes.len() as u64 <= MOST_BYTES;
+        let text = String::from_utf8(bytes).ok().filter(|_| is_whole)?;
+        let lines = text.lines().map(str::trim);
+        let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+        networks.extend(lines.map(document::network).collect::<Option<Vec<_>>>()?);
+    }
     (!networks.is_empty()).then_some(networks)
 }
