@@ -238,7 +238,7 @@ impl Document {
     }
 
     /// Makes the sections of listeners whole, so that they can be appended to another
-    /// configuration, whatever its `[defaults]` say. What a configuration has once becomes comments.
+    /// configuration, whatever its `[defaults]` say. What there is once becomes comments.
     pub(super) fn complete_sections(&mut self, of: &str) {
         // Keys that an import writes into `[defaults]`, and what holds without them.
         let own = [("half_close", "true"), ("idle_timeout", "\"10m\"")];
