@@ -9,7 +9,7 @@ use std::{
     sync::{
         Arc, Weak,
         atomic::{
-            AtomicU8, AtomicU64,
+            AtomicBool, AtomicU64,
             Ordering::{Relaxed, SeqCst},
         },
     },
@@ -28,12 +28,10 @@ pub struct Backend {
     other_sessions: AtomicU64,
     /// How often its sessions have been terminated.
     terminations: AtomicU64,
-    /// Notified when the last session has ended, with [`WHEN_EMPTY`].
     notifier: Arc<Notifier>,
-    /// Learns of every session that has ended, with [`ALWAYS`].
-    observer: Weak<dyn ReleaseObserver>,
-    /// What the end of a session leads to; mostly 0.
-    on_release: AtomicU8,
+    /// Whether the end of the last session is notified.
+    notifies_when_empty: AtomicBool,
+    releases: Arc<Releases>,
     /// When a flow last had a reply from it, on the clock of the datagram workers.
     pub last_reply_ms: AtomicU64,
     /// Sessions that wait for it, where the policy compares times.
@@ -44,10 +42,26 @@ pub struct Backend {
 /// Another process gives all places of this backend.
 pub const ALL_PLACES: u64 = u64::MAX;
 
-/// The end of the last session is notified.
-const WHEN_EMPTY: u8 = 1;
-/// The end of every session is observed.
-const ALWAYS: u8 = 2;
+/// The ends of sessions on all backends of a pool.
+#[derive(Debug)]
+pub struct Releases {
+    /// Mostly not.
+    are_observed: AtomicBool,
+    observer: Weak<dyn ReleaseObserver>,
+}
+
+impl Releases {
+    pub fn new(observer: Weak<dyn ReleaseObserver>) -> Self {
+        Self {
+            are_observed: AtomicBool::default(),
+            observer,
+        }
+    }
+
+    pub fn observe(&self, on: bool) {
+        self.are_observed.store(on, SeqCst);
+    }
+}
 
 /// Learns that a session on a backend has ended.
 pub trait ReleaseObserver: fmt::Debug + Send + Sync {
@@ -59,7 +73,7 @@ impl Backend {
         addr: Addr,
         metrics: Arc<BackendMetrics>,
         notifier: Arc<Notifier>,
-        observer: Weak<dyn ReleaseObserver>,
+        releases: Arc<Releases>,
         now: Instant,
     ) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -71,8 +85,8 @@ impl Backend {
             other_sessions: AtomicU64::default(),
             terminations: AtomicU64::default(),
             notifier,
-            observer,
-            on_release: AtomicU8::default(),
+            notifies_when_empty: AtomicBool::default(),
+            releases,
             last_reply_ms: AtomicU64::default(),
             waiting_sessions: AtomicU64::default(),
             notices: Notices::new(now),
@@ -109,30 +123,12 @@ impl Backend {
 
     /// Whether the end of the last session is to be notified.
     pub fn notify_when_empty(&self, on: bool) {
-        self.set_on_release(WHEN_EMPTY, on);
+        self.notifies_when_empty.store(on, SeqCst);
     }
 
-    /// Whether the end of every session is to be observed.
-    pub fn observe_releases(&self, on: bool) {
-        self.set_on_release(ALWAYS, on);
-    }
-
-    fn set_on_release(&self, flag: u8, on: bool) {
-        match on {
-            true => self.on_release.fetch_or(flag, SeqCst),
-            false => self.on_release.fetch_and(!flag, SeqCst),
-        };
-    }
-
-    /// `is_empty`: whether it was the last session.
     #[cold]
-    fn report_release(&self, flags: u8, is_empty: bool) {
-        if is_empty && flags & WHEN_EMPTY != 0 {
-            self.notifier.notify();
-        }
-        if flags & ALWAYS != 0
-            && let Some(observer) = self.observer.upgrade()
-        {
+    fn report_release(&self) {
+        if let Some(observer) = self.releases.observer.upgrade() {
             observer.observe_release(Instant::now());
         }
     }
@@ -166,9 +162,11 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.backend.metrics.active.fetch_sub(1, Relaxed);
         let was_last = self.backend.active.fetch_sub(1, SeqCst) == 1;
-        let flags = self.backend.on_release.load(SeqCst);
-        if flags != 0 {
-            self.backend.report_release(flags, was_last);
+        if self.backend.notifies_when_empty.load(SeqCst) && was_last {
+            self.backend.notifier.notify();
+        }
+        if self.backend.releases.are_observed.load(SeqCst) {
+            self.backend.report_release();
         }
     }
 }

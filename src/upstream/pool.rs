@@ -49,7 +49,7 @@ use crate::{
     sys::mutex::Mutex,
     telemetry::metrics::{BackendMetrics, UpstreamMetrics},
     upstream::{
-        backend::{Backend, Lease, ReleaseObserver},
+        backend::{Backend, Lease, ReleaseObserver, Releases},
         balance::{Balancer, Candidates, Chance, FULL, HashInput, LookupState},
         health::{FailureOf, Verdict},
         notifier::Notifier,
@@ -141,8 +141,8 @@ struct Inner {
     places: Places,
     /// When to look at the line even if nothing happens.
     service_due: Option<Instant>,
-    /// This state itself, for what frees places.
-    observer: Weak<dyn ReleaseObserver>,
+    /// Observed by this state itself while sessions wait for places.
+    releases: Arc<Releases>,
 }
 
 /// The endpoints as they are for one session at one moment.
@@ -266,7 +266,7 @@ impl Pool {
         let events = Events::default();
         let notifier = Arc::clone(events.notifier());
         let start_verdict = plan.check.as_ref().map(|c| Verdict::at_start(c.start_up));
-        let inner = |observer: Weak<dyn ReleaseObserver>| Inner {
+        let inner = |releases: Arc<Releases>| Inner {
             balance: plan.balance.clone(),
             generation: 0,
             configured: Arc::default(),
@@ -290,13 +290,14 @@ impl Pool {
             line: Line::default(),
             places: Places::default(),
             service_due: None,
-            observer,
+            releases,
         };
         let inner = Arc::new_cyclic(|this: &Weak<Mutex<Inner>>| {
             let observer = Weak::clone(this) as Weak<dyn ReleaseObserver>;
-            let outline = Outline::new(start_verdict, &notifier, &observer);
+            let releases = Arc::new(Releases::new(observer));
+            let outline = Outline::new(start_verdict, &notifier, &releases);
             let assembly = outline.assemble(configured.collect(), &plan.balance, now);
-            let mut inner = inner(observer);
+            let mut inner = inner(releases);
             drop(inner.put(assembly, now));
             Mutex::new(inner)
         });

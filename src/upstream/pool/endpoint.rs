@@ -23,6 +23,7 @@ pub(super) struct Endpoint {
     pub(super) config: EndpointConfig,
     /// Of the state, as of the last [`super::Inner::recount`].
     pub(super) condition: Condition,
+    pub(super) latency: Average,
     state: Box<EndpointState>,
 }
 
@@ -35,7 +36,6 @@ pub(super) struct EndpointState {
     pub(super) admin: AdminSetting,
     /// When it recovered, while it starts slowly.
     pub(super) slow_start: Option<Instant>,
-    pub(super) latency: Average,
     /// While a rebalancing is under way: with so many sessions it gets no other, as long as other
     /// endpoints have fewer than theirs.
     pub(super) ceiling: Option<u64>,
@@ -124,12 +124,12 @@ impl Endpoint {
             check: CheckRecord::new(verdict, now),
             admin,
             slow_start: None,
-            latency: Average::default(),
             ceiling: None,
         };
         Self {
             config,
             condition: Condition::of(&state),
+            latency: Average::default(),
             state: Box::new(state),
         }
     }

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     plan::Balance,
     upstream::{
-        backend::{Backend, ReleaseObserver},
+        backend::{Backend, Releases},
         balance::{Balancer, Entry, numbered},
         health::{Evidence, Verdict},
         notifier::Notifier,
@@ -24,7 +24,7 @@ use crate::{
 };
 use ahash::HashMap;
 use std::{
-    sync::{Arc, Weak},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -45,7 +45,7 @@ pub(super) struct Outline {
     /// What the check of a primary shows, where there is an election.
     sign: Option<Evidence>,
     notifier: Arc<Notifier>,
-    observer: Weak<dyn ReleaseObserver>,
+    releases: Arc<Releases>,
 }
 
 /// The endpoints and the balancer of what is to be configured.
@@ -122,7 +122,7 @@ impl Outline {
     pub(super) fn new(
         start_verdict: Option<Verdict>,
         notifier: &Arc<Notifier>,
-        observer: &Weak<dyn ReleaseObserver>,
+        releases: &Arc<Releases>,
     ) -> Self {
         Self {
             generation: 0,
@@ -134,7 +134,7 @@ impl Outline {
             start_verdict,
             sign: None,
             notifier: Arc::clone(notifier),
-            observer: Weak::clone(observer),
+            releases: Arc::clone(releases),
         }
     }
 
@@ -171,9 +171,9 @@ impl Outline {
                 let before = known.remove(&(&*configured.metrics.text, addr));
                 let new = || {
                     let metrics = Arc::clone(&configured.metrics);
-                    let (notifier, observer) = (Arc::clone(&self.notifier), &self.observer);
-                    let observer = Weak::clone(observer);
-                    let backend = Backend::new(addr.clone(), metrics, notifier, observer, now);
+                    let (notifier, releases) = (&self.notifier, &self.releases);
+                    let (notifier, releases) = (Arc::clone(notifier), Arc::clone(releases));
+                    let backend = Backend::new(addr.clone(), metrics, notifier, releases, now);
                     let verdict = self.start_verdict.unwrap_or(Verdict::Up);
                     let admin = configured.admin;
                     Endpoint::new(backend, config.clone(), admin, verdict, now)
@@ -262,7 +262,7 @@ impl Pool {
             start_verdict: inner.start_verdict,
             sign: inner.review.sign_of_election(),
             notifier: Arc::clone(inner.events.notifier()),
-            observer: Weak::clone(&inner.observer),
+            releases: Arc::clone(&inner.releases),
         }
     }
 
@@ -448,7 +448,7 @@ impl Inner {
         self.fast_path = self.totals.counts.restricted == 0;
         if has_new {
             self.review.expect_stale(now);
-            self.watch_new_endpoints();
+            self.hand_new_places();
         }
         if has_returned && matches!(self.balance, Balance::LeastTime(_)) {
             // The averages of those are older.

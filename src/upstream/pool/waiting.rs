@@ -383,9 +383,7 @@ impl Inner {
 
     /// Whether the ends of sessions are reported, for those in the line.
     fn watch_releases(&self, on: bool) {
-        for endpoint in &self.endpoints {
-            endpoint.backend.observe_releases(on);
-        }
+        self.releases.observe(on);
         fence(SeqCst);
     }
 
@@ -436,21 +434,14 @@ impl Inner {
         is_full.then(|| endpoints[own].backend.id)
     }
 
-    /// There are endpoints that were not there before.
-    pub(super) fn watch_new_endpoints(&self) {
-        self.hand_new_places();
-        if !self.line.is_empty() {
-            self.watch_releases(true);
-        }
-    }
-
     /// When time alone may let a session in: the pace, or a backend that is tried again.
     fn next_service(&self, now: Instant) -> Option<Instant> {
         if self.line.is_empty() {
             return None;
         }
         let retry = |e: &Endpoint| e.passive.available_at(e.config.rule, now);
-        let retries = self.endpoints.iter().filter_map(retry);
+        let is_failing = |e: &&Endpoint| e.condition.fails > 0;
+        let retries = self.endpoints.iter().filter(is_failing).filter_map(retry);
         retries.chain(self.line.next_release(now)).min()
     }
 }

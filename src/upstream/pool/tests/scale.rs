@@ -246,6 +246,32 @@ fn what_looks_at_all_does_so_in_parts() {
     drop(leases);
 }
 
+#[test]
+fn a_line_that_begins_or_ends_and_old_averages_look_at_few() {
+    let large = Large::new(None);
+    let (pool, now) = (&large.pool, large.now);
+    pool.lock().waits = waiting::BOTH;
+    let search = Search {
+        may_wait: true,
+        ..Search::default()
+    };
+    let (most, ()) = looks::most_during(|| {
+        let waiting = pool.enter_line(search, Shortage::Full, None, false, now);
+        assert!(waiting.is_some() && pool.waiting() == [0, 0]);
+    });
+    assert!(most < FEW, "{most}");
+    let (most, ()) = looks::most_during(|| {
+        let mut inner = pool.lock();
+        inner.endpoints[7]
+            .latency
+            .add(Duration::from_secs(1), now, Duration::ZERO);
+        inner.next_halving = Some(now);
+        inner.halve_if_due(now);
+        assert!(inner.endpoints[7].latency.seconds < 1.0);
+    });
+    assert_eq!(most, 1);
+}
+
 /// The lock alone would mostly be taken again by the thread that has just released it.
 #[test]
 fn what_takes_the_lock_again_lets_others_in() {
