@@ -45,10 +45,17 @@ impl<'a> Question<'a> {
 
     /// What there is to say besides the picks.
     pub(super) fn notes(&self) -> Vec<String> {
+        let is_checked = self.upstream.check.is_some() && self.running.is_none();
+        let checks = is_checked.then(|| {
+            "backends are checked in a running process: those that a check takes out are counted \
+             in here; --running leaves them out"
+                .to_owned()
+        });
         let parts = (self.nodes > 1).then(|| self.parts_of_limits()).flatten();
         let running = self.running.iter().flatten().cloned();
         let source = self.source.iter().cloned();
-        parts.into_iter().chain(running).chain(source).collect()
+        let notes = checks.into_iter().chain(parts);
+        notes.chain(running).chain(source).collect()
     }
 
     /// How many sessions of the limits this node takes.

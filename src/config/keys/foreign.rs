@@ -112,6 +112,7 @@ static WORDS: &[Foreign] = words! {
         "max_connections" PROCESS.
     Haproxy "maxqueue": "queue_length" UPSTREAM; "with `queue_timeout`".
     Haproxy "mode": "protocol" LISTENER; "\"tcp\" or \"udp\"".
+    Haproxy "monitor-uri": "listen" ADMIN; "/livez and /readyz".
     Haproxy "mysql-check": "kind" CHECK; "\"mysql\"".
     Haproxy "nbthread": "workers" PROCESS.
     Haproxy "observe": "max_fails" BACKEND; "failed connects count by default".
@@ -150,6 +151,7 @@ static WORDS: &[Foreign] = words! {
     Haproxy "resolvers": "resolve_interval" UPSTREAM; "names are resolved by the system".
     Nginx "reuseport": ; "it is always on".
     Haproxy "roundrobin": "balance" UPSTREAM; "\"round_robin\"".
+    Haproxy "sc0_conn_rate": "connection_rate_per_source" LISTENER; "as in \"100/s\"".
     Haproxy "send-proxy": "send_proxy" UPSTREAM; "\"v1\"".
     Haproxy "send-proxy-v2": "send_proxy" UPSTREAM; "\"v2\"".
     Both "server": "backends" UPSTREAM; "as in [\"10.0.0.1:80\"]; a `server` block of nginx is a \
@@ -160,6 +162,7 @@ static WORDS: &[Foreign] = words! {
     Nginx "so_keepalive": "keepalive" LISTENER; "it is on by default".
     Haproxy "splice-auto": ; "sustained flows are always spliced".
     Nginx "split_clients": .
+    Haproxy "src_conn_cur": "max_connections_per_source" LISTENER.
     Haproxy "srvtcpka": "keepalive" LISTENER; "it is on by default".
     Nginx "ssl": .
     Nginx "ssl_preread": .
@@ -178,6 +181,7 @@ static WORDS: &[Foreign] = words! {
     Haproxy "tcplog": "access" LOG; "\"off\", \"stdout\" or a path".
     Haproxy "timeout": "connect_timeout" LISTENER, "idle_timeout" LISTENER, "timeout" CHECK;
         "`idle_timeout` is for client and server alike".
+    Haproxy "track-sc0": "connection_rate_per_source" LISTENER; "each address counts by itself".
     Nginx "upstream": "upstreams" ROOT; "`upstream` of [listeners.NAME] names one".
     Haproxy "use-server": .
     Haproxy "use_backend": ; "a listener has one `upstream`".

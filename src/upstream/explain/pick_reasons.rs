@@ -93,13 +93,6 @@ impl Process<'_> {
     pub fn caveats(&self, seed: u64) -> Vec<String> {
         let balance = &self.upstream.balance;
         let mut caveats = Vec::new();
-        if self.upstream.check.is_some() {
-            caveats.push(
-                "backends are checked in a running process: those that a check takes out are \
-                 counted in here"
-                    .to_owned(),
-            );
-        }
         match balance {
             Balance::RoundRobin | Balance::LeastConn | Balance::LeastTime(_) => {
                 caveats.push(format!(
