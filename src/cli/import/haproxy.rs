@@ -109,6 +109,11 @@ impl Import<'_> {
                             on each of them";
                 self.whole(List::Lost, block, text);
             }
+            "log-forward" => {
+                let text =
+                    "a listener with protocol = \"udp\" relays datagrams of syslog as they are";
+                self.whole(List::Lost, block, text);
+            }
             _ => self.whole(List::Lost, block, "no counterpart"),
         }
     }
@@ -162,6 +167,10 @@ impl Import<'_> {
                         continue;
                     }
                 },
+                (word, _) if word.starts_with('.') => {
+                    self.lost(line, CONDITION);
+                    continue;
+                }
                 ("stats", _) => {
                     let text = "[admin] socket takes its place, for tembuku status, top, drain";
                     self.differs(line, text);
@@ -189,6 +198,9 @@ impl Import<'_> {
         }
     }
 }
+
+/// What becomes of `.if` and what belongs to it.
+const CONDITION: &str = "conditions are not evaluated: the lines of all branches are read";
 
 /// Whether the section has a table, which others name, and no servers.
 fn is_table(block: &Block) -> bool {
@@ -364,6 +376,12 @@ mod tests {
                 "option tcp-check\n tcp-check connect\n tcp-check send-binary 0a0b\n\
                  tcp-check expect binary 0c\n",
                 &["send_hex = \"0a0b\"", "expect_hex = \"0c\""],
+            ),
+            // Without an answer in between they are one text.
+            (
+                "option tcp-check\n tcp-check connect port 99\n tcp-check send-binary 0a\n \
+                 tcp-check comment x\n tcp-check send-binary 0b\n tcp-check expect binary 0c\n",
+                &["send_hex = \"0a0b\"", "port = 99 # f:5"],
             ),
             // It must not be there.
             (
@@ -934,6 +952,24 @@ mod tests {
             (
                 "listen v\n bind :85\n server a \"${HOST}:1\"\n server b 10.0.0.1:1\n",
                 "${HOST}:1`: a variable of the environment",
+            ),
+            (
+                "listen v\n bind :85\n .if defined(X)\n server b 10.0.0.1:1\n .endif\n",
+                "f:6: `.if defined(X)`: conditions are not evaluated",
+            ),
+            (
+                "listen v\n bind :85\n server a 10.0.0.1:+5\n server b 10.0.0.1:1\n",
+                "f:6: `server a 10.0.0.1:+5`: there is no port in it",
+            ),
+            (
+                "listen v\n bind :85\n option tcp-check\n tcp-check connect ssl\n \
+                 tcp-check expect string x\n server b 10.0.0.1:1 check\n",
+                "f:7: `tcp-check connect ssl`: this check has no TLS",
+            ),
+            (
+                "listen v\n bind :85\n option tcp-check\n tcp-check connect port 1\n \
+                 tcp-check connect port 2\n server b 10.0.0.1:1 check\n",
+                "f:8: `tcp-check connect port 2`: one exchange of text is possible",
             ),
             (
                 "listen v\n bind :85\n server a 10.0.0.1\n server b 10.0.0.1:1\n",

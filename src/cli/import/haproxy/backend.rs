@@ -159,9 +159,10 @@ impl Import<'_> {
                 }
                 _ => address.to_owned(),
             };
-            let port = address
-                .rsplit_once(':')
-                .map(|(_, port)| port.parse::<u16>());
+            let port = address.rsplit_once(':').map(|(_, port)| {
+                port.strip_prefix('+')
+                    .map_or(port.parse::<u16>(), |_| Ok(0))
+            });
             if address.contains('$') {
                 self.lost(line, VARIABLE);
                 continue;

@@ -224,7 +224,7 @@ fn http(import: &mut Import<'_>, section: &mut Section, block: &Block, line: &Li
                 expected = Some(line);
                 import.carried(line);
             }
-            ("connect", _) => connect(import, section, line),
+            ("connect", _) => connect(import, section, line, true),
             ("send", _) => {
                 let uri = line.words.iter().position(|word| word == "uri");
                 if let Some(uri) = uri.map(|n| line.word(n + 1)).filter(|_| path.is_none()) {
@@ -259,11 +259,12 @@ fn http(import: &mut Import<'_>, section: &mut Section, block: &Block, line: &Li
     }
 }
 
-/// Where and how a check of HTTP connects.
-fn connect(import: &mut Import<'_>, section: &mut Section, line: &Line) {
+/// Where and how a check connects.
+fn connect(import: &mut Import<'_>, section: &mut Section, line: &Line, may_have_tls: bool) {
     let mut words = line.words.iter().skip(2);
     while let Some(word) = words.next() {
         match word.as_str() {
+            "ssl" if !may_have_tls => import.lost(line, "this check has no TLS"),
             "ssl" if !section.has("tls") => section.set("tls", quoted("require"), &line.place),
             "port" => match words.next() {
                 Some(port) if !section.has("port") => section.set("port", port, &line.place),
@@ -299,14 +300,23 @@ impl<'a> Dialogue<'a> {
             expect_key: "expect",
             other: None,
         };
+        let mut former = "";
+        let mut has_connected = false;
         for line in dialogue.steps.clone() {
             let text = |from: usize| line.words.get(from..).unwrap_or_default().join(" ");
-            match (line.word(1), line.word(2)) {
-                ("connect" | "comment", _) => {}
-                ("send", _) => dialogue.sent.push(text(2)),
-                ("send-binary", _) => {
-                    dialogue.sent.push(text(2));
-                    dialogue.send_key = "send_hex";
+            let step = line.word(1);
+            match (step, line.word(2)) {
+                ("comment", _) => continue,
+                ("connect", _) if !has_connected => has_connected = true,
+                ("send" | "send-binary", _) => {
+                    // Without an answer between them they are one text.
+                    match dialogue.sent.last_mut().filter(|_| former == step) {
+                        Some(last) => last.push_str(&text(2)),
+                        None => dialogue.sent.push(text(2)),
+                    }
+                    if step == "send-binary" {
+                        dialogue.send_key = "send_hex";
+                    }
                 }
                 ("expect", "string") => dialogue.expected.push(text(3)),
                 ("expect", "rstring") => {
@@ -319,6 +329,7 @@ impl<'a> Dialogue<'a> {
                 }
                 _ => dialogue.other = Some(line),
             }
+            former = step;
         }
         dialogue
     }
@@ -394,7 +405,11 @@ fn dialogue(import: &mut Import<'_>, section: &mut Section, block: &Block, optio
             );
         }
     }
+    let is_redis = dialogue.is_redis();
     for step in dialogue.steps {
-        import.carried(step);
+        match step.word(1) {
+            "connect" => connect(import, section, step, is_redis),
+            _ => import.carried(step),
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! What remains of a section when its listener or upstream is made: each line is in a list.
 
 use super::{
-    Import, access::COUNTERS, admin::NO_LOGIN, backend::is_stick, check, frontend::only_backend,
-    log, syntax::Block,
+    CONDITION, Import, access::COUNTERS, admin::NO_LOGIN, backend::is_stick, check,
+    frontend::only_backend, log, syntax::Block,
 };
 
 /// Lines that need nothing, by their first words.
@@ -121,6 +121,7 @@ impl Import<'_> {
                                 `default_backend`";
                     self.lost(line, text);
                 }
+                (word, _) if word.starts_with('.') => self.lost(line, CONDITION),
                 _ => self.lost(line, "no counterpart"),
             }
         }
