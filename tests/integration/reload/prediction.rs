@@ -19,7 +19,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
 };
 
-const CASES: usize = 200;
+const CASES: usize = 100;
 const CLIENTS: usize = 60;
 /// Of 60 clients four standard deviations, and those of the sample that is behind a prediction.
 const TOLERANCE: f64 = 0.3;
