@@ -341,8 +341,10 @@ fn checks_do_not_get_their_address_blocked() {
             &format!("kind = \"mysql\"\n{kind}\n{QUICK}"),
         );
         setup.wait_checks(result, 10.0);
-        drop(setup);
+        // A check that is cut off by the end of the process may be counted, until a client is let
+        // in.
         assert_eq!(errors(), 0, "{kind}");
+        drop(setup);
         let mut client = command("mariadb --no-defaults -u known --password=xyzzy");
         client.args([
             "-h",

@@ -12,7 +12,10 @@ use crate::harness::{
     },
     wait_until,
 };
-use std::net::{SocketAddr, UdpSocket};
+use std::{
+    net::{SocketAddr, UdpSocket},
+    thread,
+};
 
 /// `first`: all clients go to b1 as long as it can be used.
 const FIRST: &str = "balance = \"first\"";
@@ -27,42 +30,49 @@ fn refused(tembuku: &Tembuku, count: f64) {
 /// one is not.
 #[test]
 fn a_flow_leaves_a_port_that_is_closed() {
-    for upstream in [
-        "",
-        "max_fails = 0",
-        "max_fails = 10",
-        "fail_timeout = \"1h\"",
-    ] {
-        let mut servers = named(2);
-        let front = ports::free_addr();
-        let backends: Vec<String> = servers
-            .iter()
-            .map(|server| format!("{{ address = \"{}\", {upstream} }}", server.addr))
-            .collect();
-        let tembuku = Tembuku::start(&format!(
-            "[process]\nworkers = 2\n[log]\naccess = \"{{dir}}/access.log\"\n\
-             [listeners.l]\nbind = \"{front}\"\nprotocol = \"udp\"\nupstream = \"u\"\n\
-             [upstreams.u]\n{FIRST}\nbackends = [{}]\n",
-            backends
-                .join(", ")
-                .replace(", ,", ",")
-                .replace(",  }", " }")
-        ));
-        let client = client(front);
-        assert_eq!(ask(&client, "before"), "b1 before");
-        drop(servers.remove(0));
-        client.send(b"lost").unwrap();
-        refused(&tembuku, 1.0);
-        for n in 0..5 {
-            assert_eq!(
-                ask(&client, &n.to_string()),
-                format!("b2 {n}"),
-                "{upstream}"
-            );
+    // All at once: each flow is looked after for five seconds.
+    thread::scope(|scope| {
+        for upstream in [
+            "",
+            "max_fails = 0",
+            "max_fails = 10",
+            "fail_timeout = \"1h\"",
+        ] {
+            scope.spawn(move || assert_leaves_closed_port(upstream));
         }
-        assert_eq!(receive_if_any(&client), None);
-        tembuku.wait_flows(1.0);
+    });
+}
+
+fn assert_leaves_closed_port(upstream: &str) {
+    let mut servers = named(2);
+    let front = ports::free_addr();
+    let backends: Vec<String> = servers
+        .iter()
+        .map(|server| format!("{{ address = \"{}\", {upstream} }}", server.addr))
+        .collect();
+    let tembuku = Tembuku::start(&format!(
+        "[process]\nworkers = 2\n[log]\naccess = \"{{dir}}/access.log\"\n\
+         [listeners.l]\nbind = \"{front}\"\nprotocol = \"udp\"\nupstream = \"u\"\n\
+         [upstreams.u]\n{FIRST}\nbackends = [{}]\n",
+        backends
+            .join(", ")
+            .replace(", ,", ",")
+            .replace(",  }", " }")
+    ));
+    let client = client(front);
+    assert_eq!(ask(&client, "before"), "b1 before");
+    drop(servers.remove(0));
+    client.send(b"lost").unwrap();
+    refused(&tembuku, 1.0);
+    for n in 0..5 {
+        assert_eq!(
+            ask(&client, &n.to_string()),
+            format!("b2 {n}"),
+            "{upstream}"
+        );
     }
+    assert_eq!(receive_if_any(&client), None);
+    tembuku.wait_flows(1.0);
 }
 
 /// The flow stays, since the server may be back by the next datagram; its record tells what became
@@ -152,7 +162,7 @@ fn time_proves_that_a_silent_backend_is_back() {
         // A new flow each time: those of the second one stay there.
         wait_until("it is tried again", PATIENCE, || {
             client(front).send(b"heard?").unwrap();
-            std::thread::sleep(millis(20));
+            thread::sleep(millis(20));
             silent.taken() > 0
         });
         tembuku.wait_flows(0.0);
