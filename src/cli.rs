@@ -11,7 +11,7 @@ mod events;
 mod explain;
 mod foreign_words;
 mod handover_formats;
-mod import;
+pub(crate) mod import;
 mod reload;
 mod response;
 mod run;

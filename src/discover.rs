@@ -19,6 +19,7 @@ pub(crate) mod merge;
 mod redis;
 mod redis_client;
 mod redis_progress;
+pub(crate) mod replay;
 mod restart;
 mod sentinel;
 mod srv;

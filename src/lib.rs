@@ -46,6 +46,9 @@ pub mod internals {
     pub mod datagram {
         pub use crate::sys::datagram::Local;
     }
+    pub mod discover {
+        pub use crate::discover::replay::run as replay;
+    }
     pub mod executor {
         pub use crate::runtime::executor::{Received, Stream};
     }
@@ -54,8 +57,12 @@ pub mod internals {
     }
     pub mod handover {
         pub use crate::handover::{
-            channel, counters, fields, hello, journal, listeners, message, pools, record, remainder,
+            channel, counters, discovery, fields, flows, hello, journal, listeners, message,
+            places, pools, record, remainder, session,
         };
+    }
+    pub mod import {
+        pub use crate::cli::import::{import_haproxy, import_nginx};
     }
     pub mod metrics {
         pub use crate::telemetry::metrics::Exporter;

@@ -93,6 +93,23 @@ pub(super) fn run(arguments: &Import) -> ExitCode {
     }
 }
 
+/// What the text of an nginx configuration becomes, for fuzz targets.
+pub fn import_nginx(text: &str) -> Option<String> {
+    imported(text, nginx::import, "nginx")
+}
+
+/// The same of HAProxy.
+pub fn import_haproxy(text: &str) -> Option<String> {
+    imported(text, haproxy::import, "HAProxy")
+}
+
+fn imported(text: &str, convert: Convert, program: &str) -> Option<String> {
+    let mut document = convert(text, "f").ok()?;
+    document.report().to_string();
+    document.complete(program);
+    Some(document.toml())
+}
+
 /// What the text is, if not of this program.
 fn other_program(text: &str, program: &str) -> &'static str {
     const OF_HAPROXY: [&str; 5] = ["global", "defaults", "frontend", "backend", "listen"];

@@ -4,7 +4,7 @@
 mod answer;
 
 use super::{
-    Snapshot, Source, SourceError,
+    Found, Snapshot, Source, SourceError,
     client::{Ask, Deadline, HttpAnswer, HttpClient, HttpError, TlsFiles},
     token::{Token, TokenError},
 };
@@ -140,6 +140,11 @@ impl Source for Consul {
             SourceError::new(format!("consul at {place}, service {service:?}: {e}"))
         })
     }
+}
+
+/// What a list of instances stands for.
+pub(super) fn replay(list: &[u8]) -> Result<Vec<Found>, SourceError> {
+    answer::read(list, UseHealth::Yes).map_err(|e| SourceError::new(e.to_string()))
 }
 
 #[derive(Debug)]

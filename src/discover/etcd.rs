@@ -7,7 +7,7 @@ mod message;
 mod state;
 
 use super::{
-    Snapshot, Source, SourceError,
+    Found, Snapshot, Source, SourceError,
     client::{Ask, Deadline, HttpAnswer, HttpClient, HttpError, TlsFiles},
     lines::{GATHERING, Lines},
     restart::Restart,
@@ -284,6 +284,21 @@ fn refused(e: HttpError) -> EtcdError {
         return EtcdError::Message(MessageError::Refused(refusal));
     }
     EtcdError::Http(e)
+}
+
+/// What a range, in the first line, and the messages of a watch after it stand for.
+pub(super) fn replay(lines: &[u8]) -> Result<Vec<Found>, SourceError> {
+    let read = || {
+        let mut lines = lines.split(|byte| *byte == b'\n');
+        let range = message::read_range(lines.next().unwrap_or_default());
+        let mut state = EtcdState::new(range.map_err(EtcdError::Message)?);
+        for line in lines {
+            state.apply(message::read_watched(line).map_err(EtcdError::Message)?);
+        }
+        state.snapshot("/").map_err(EtcdError::Value)
+    };
+    let snapshot = read().map_err(|e| SourceError::new(e.to_string()))?;
+    Ok(snapshot.backends)
 }
 
 #[derive(Debug)]

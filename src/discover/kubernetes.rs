@@ -7,7 +7,7 @@ mod message;
 mod state;
 
 use super::{
-    Snapshot, Source, SourceError,
+    Found, Snapshot, Source, SourceError,
     client::{Ask, Deadline, HttpClient, HttpError, TlsFiles},
     lines::{GATHERING, Lines},
     restart::Restart,
@@ -278,6 +278,21 @@ fn refused(e: HttpError) -> KubernetesError {
         },
         e => KubernetesError::Http(e),
     }
+}
+
+/// What a list, in the first line, and the events of a watch after it stand for.
+pub(super) fn replay(lines: &[u8]) -> Result<Vec<Found>, SourceError> {
+    let read = || {
+        let mut lines = lines.split(|byte| *byte == b'\n');
+        let list = message::read_list(lines.next().unwrap_or_default());
+        let mut state = ServiceState::new(list.map_err(KubernetesError::Message)?);
+        for line in lines {
+            state.apply(message::read_event(line).map_err(KubernetesError::Message)?);
+        }
+        state.snapshot(Some("sql")).map_err(KubernetesError::Slice)
+    };
+    let snapshot = read().map_err(|e| SourceError::new(e.to_string()))?;
+    Ok(snapshot.backends)
 }
 
 /// Watches in a row without an event before the slices are listed again.

@@ -3,7 +3,7 @@
 use super::{
     Found, Interval, Snapshot, Source, SourceError,
     format::{MOST_BACKENDS, parse_entry, parse_weight, shown},
-    redis_client::{RedisClient, Value},
+    redis_client::{self, RedisClient, Value},
 };
 use crate::plan::{Discover, MOST_WEIGHT, RedisLogin, ServerAddress};
 use std::{collections::BTreeSet, time::Duration};
@@ -180,6 +180,31 @@ impl Source for RedisSource {
         self.interval.answered(None);
         Ok(answer)
     }
+}
+
+/// What each type of key would be with a reply that has these bytes.
+pub(super) fn replay(bytes: &[u8]) -> Vec<Result<Vec<Found>, SourceError>> {
+    let cut = bytes
+        .iter()
+        .fold(0, |sum: usize, byte| sum + usize::from(*byte))
+        % (bytes.len() + 1);
+    let items = match redis_client::replay(bytes, cut) {
+        Some(Value::List(items)) => items,
+        Some(Value::Error(text)) => return vec![Err(SourceError::new(text))],
+        _ => return Vec::new(),
+    };
+    let texts = || {
+        let text = |item: &Value| match item {
+            Value::Text(text) => text.clone(),
+            _ => None,
+        };
+        items.iter().filter_map(text).collect()
+    };
+    vec![
+        Contents::Elements(texts()).backends(),
+        Contents::Scores(pairs(texts())).backends(),
+        Contents::Fields(pairs(texts())).backends(),
+    ]
 }
 
 impl Contents {

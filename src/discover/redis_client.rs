@@ -155,6 +155,22 @@ impl RedisClient {
     }
 }
 
+/// The first reply in these bytes, which come in two pieces. Whether it is complete does not depend
+/// on them.
+pub(super) fn replay(bytes: &[u8], cut: usize) -> Option<Value> {
+    let (mut whole, mut in_pieces) = (Progress::default(), Progress::default());
+    let is_due = whole.is_due(bytes, &LIMITS);
+    let is_due_early = in_pieces.is_due(&bytes[..cut], &LIMITS);
+    assert_eq!(is_due, is_due_early || in_pieces.is_due(bytes, &LIMITS));
+    let read = resp::read_within(bytes, &LIMITS).map(|(reply, _)| own(&reply));
+    match is_due {
+        true => assert_ne!(read, Err(Stop::Incomplete)),
+        // What is wrong is seen at the end of its line.
+        false => assert!(read.is_err(), "{read:?}"),
+    }
+    read.ok()
+}
+
 fn own(reply: &Reply<'_>) -> Value {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     match reply {

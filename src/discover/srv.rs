@@ -8,13 +8,13 @@ mod resolver;
 #[cfg(test)]
 mod tests;
 
-use super::{Gap, Interval, Snapshot, Source, SourceError, Unknown};
+use super::{Found, Gap, Interval, Snapshot, Source, SourceError, Unknown};
 use crate::{
     plan::{Discover, Rcode, RecordType},
     sys::{blocking, files},
 };
 use answer::{Followed, MOST_ALIASES};
-use message::{Data, Reply, Srv};
+use message::{Data, Edns, Reply, Srv};
 use name::{Name, NameError};
 use resolver::{Aside, AskError, Resolver};
 use std::{
@@ -246,6 +246,39 @@ async fn look_up(
         }
     }
     Err(SrvError::Loop(name))
+}
+
+/// What a reply stands for that begins with these bits and counts, and has these records.
+pub(super) fn replay(bytes: &[u8]) -> Result<Vec<Found>, SourceError> {
+    let nothing = Ok(Vec::new());
+    let Some(([a, b, counts @ ..], sections)) = bytes.split_first_chunk::<8>() else {
+        return nothing;
+    };
+    let name = "s.example".parse::<Name>();
+    let name = name.map_err(|e| SourceError::new(e.to_string()))?;
+    let mut message = message::ask(7, &name, RecordType::Srv, Edns::No);
+    message[2..4].copy_from_slice(&[0x80 | *a, *b]);
+    message[6..12].copy_from_slice(counts);
+    message.extend_from_slice(sections);
+    let Ok(reply) = message::read(7, &name, RecordType::Srv, &message) else {
+        return nothing;
+    };
+    let (Followed::Records(found), _) = answer::follow(&reply, &name, RecordType::Srv) else {
+        return nothing;
+    };
+    let mut addresses = HashMap::<Name, Vec<IpAddr>>::new();
+    let mut records = Vec::new();
+    for data in found {
+        if let Data::Srv(srv) = data {
+            for kind in [RecordType::A, RecordType::Aaaa] {
+                let more = answer::additional(&reply, &srv.target, kind);
+                let known = addresses.entry(srv.target.clone()).or_default();
+                known.extend(more.into_iter().flat_map(|(more, _)| more));
+            }
+            records.push(srv);
+        }
+    }
+    Ok(answer::backends(&records, &addresses))
 }
 
 #[derive(Debug)]
