@@ -28,11 +28,15 @@ mod tests;
 mod token;
 
 use crate::{
+    config::text::shorten::shorten,
     plan::{Discover, DiscoverSource},
     probe::tls::Identity,
 };
 use std::{future::pending, net::SocketAddr, time::Duration};
 use tokio::time::Instant;
+
+/// In characters.
+const MOST_OF_ERROR: usize = 1_000;
 
 /// A backend as its source has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -259,9 +263,11 @@ impl Unknown {
 }
 
 impl SourceError {
-    pub(crate) fn new(message: impl Into<String>) -> Self {
+    /// On one line, and not longer than some lines of a terminal, whatever a server has sent.
+    pub(crate) fn new(message: impl AsRef<str>) -> Self {
+        let message = shorten(message.as_ref(), MOST_OF_ERROR);
         Self {
-            message: message.into(),
+            message: message.replace(char::is_control, " "),
         }
     }
 

@@ -1,6 +1,6 @@
 //! A connection to a server that speaks the protocol of Redis: Redis itself, or Sentinel.
 
-use super::{SourceError, redis_progress::Progress};
+use super::{SourceError, excerpt::plain, redis_progress::Progress};
 use crate::{
     plan::{Addr, RedisLogin, ServerAddress, Target},
     probe::{
@@ -175,7 +175,7 @@ fn own(reply: &Reply<'_>) -> Value {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     match reply {
         Reply::Status(bytes) => Value::Status(text(bytes)),
-        Reply::Error(bytes) => Value::Error(text(bytes)),
+        Reply::Error(bytes) => Value::Error(plain(&text(bytes))),
         Reply::Number(number) => Value::Number(*number),
         Reply::Text(bytes) => Value::Text(bytes.map(<[u8]>::to_vec)),
         Reply::List(items) => Value::List(items.iter().map(own).collect()),

@@ -1,6 +1,9 @@
 //! The instances of a service as Consul's health endpoint lists them. Pure.
 
-use crate::discover::{Found, excerpt::excerpt};
+use crate::discover::{
+    Found,
+    excerpt::{excerpt, plain},
+};
 use serde::{Deserialize, Deserializer};
 use std::{fmt, net::Ipv6Addr};
 
@@ -94,7 +97,7 @@ pub(super) enum UseHealth {
 
 pub(super) fn read(json: &[u8], use_health: UseHealth) -> Result<Vec<Found>, InstanceError> {
     let instances: Vec<Instance> = serde_json::from_slice(json)
-        .map_err(|e| InstanceError::Strange(e.to_string(), excerpt(json)))?;
+        .map_err(|e| InstanceError::Strange(plain(&e.to_string()), excerpt(json)))?;
     let found = instances
         .iter()
         .map(|instance| backend(instance, use_health));

@@ -1,7 +1,7 @@
 //! What the JSON gateway of etcd sends. Numbers of 64 bits are texts in it, keys and values are in
 //! Base64, and what is zero is left out. Pure.
 
-use crate::discover::excerpt::excerpt;
+use crate::discover::excerpt::{excerpt, plain};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::{Value, json};
@@ -84,9 +84,7 @@ pub(super) struct ErrorBody {
 impl ErrorBody {
     /// Of the body of an answer whose status is not a success.
     pub(super) fn read(body: &[u8]) -> Option<Self> {
-        let refusal: Self = serde_json::from_slice(body).ok()?;
-        let message = refusal.message.replace(char::is_control, " ");
-        Some(Self { message })
+        serde_json::from_slice(body).ok()
     }
 
     /// Whether another token may help.
@@ -113,7 +111,7 @@ impl Watched {
             false => &self.cancel_reason,
         };
         ErrorBody {
-            message: reason.replace(char::is_control, " "),
+            message: reason.to_owned(),
         }
     }
 }
@@ -151,7 +149,8 @@ pub(super) fn read_token(json: &[u8]) -> Result<String, MessageError> {
 }
 
 fn read<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, MessageError> {
-    serde_json::from_slice(json).map_err(|e| MessageError::Strange(e.to_string(), excerpt(json)))
+    serde_json::from_slice(json)
+        .map_err(|e| MessageError::Strange(plain(&e.to_string()), excerpt(json)))
 }
 
 /// All keys that begin with `prefix`.
@@ -231,7 +230,7 @@ impl fmt::Display for MessageError {
                 )
             }
             Self::NoResult => f.write_str("a message of the watch is neither result nor error"),
-            Self::Refused(refusal) => f.write_str(&refusal.message),
+            Self::Refused(refusal) => f.write_str(&plain(&refusal.message)),
         }
     }
 }

@@ -1,10 +1,9 @@
 //! What the API server of Kubernetes sends: EndpointSlices, and the events of a watch. Pure.
 
-use crate::{config::text::shorten::shorten, discover::excerpt::excerpt};
+use crate::discover::excerpt::{excerpt, plain};
 use serde::{Deserialize, Deserializer};
 use std::fmt;
 
-const MOST_OF_MESSAGE: usize = 300;
 /// HTTP's code for what was there once.
 const GONE: u16 = 410;
 
@@ -137,13 +136,7 @@ impl Status {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plain = self.message.replace(char::is_control, " ");
-        write!(
-            f,
-            "status {}: {}",
-            self.code,
-            shorten(&plain, MOST_OF_MESSAGE)
-        )
+        write!(f, "status {}: {}", self.code, plain(&self.message))
     }
 }
 
@@ -188,7 +181,8 @@ pub(super) fn read_event(line: &[u8]) -> Result<Event, MessageError> {
 }
 
 fn read<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, MessageError> {
-    serde_json::from_slice(json).map_err(|e| MessageError::Strange(e.to_string(), excerpt(json)))
+    serde_json::from_slice(json)
+        .map_err(|e| MessageError::Strange(plain(&e.to_string()), excerpt(json)))
 }
 
 /// Why something is no message of Kubernetes.
