@@ -112,6 +112,9 @@ impl CheckRecord {
                 };
                 may_change |= self.confirm_role(since, now);
                 may_change |= self.evidence.record(&checked.finding);
+                // It takes the place of replicas when it is in doubt no more.
+                let last = self.last.as_ref().map(|last| Evidence::of(last.result));
+                may_change |= last.is_some_and(|last| last != evidence);
             }
             Evidence::Role | Evidence::OtherRole => {
                 may_change |= self.conclude(now);
@@ -137,6 +140,18 @@ impl CheckRecord {
         }
         self.last = Some(checked);
         may_change
+    }
+
+    /// Whether the last check was answered, as far as it could be made.
+    pub(super) fn has_answered(&self) -> bool {
+        let last = self.last.as_ref().map(|last| Evidence::of(last.result));
+        match last {
+            Some(Evidence::MayHaveRestarted | Evidence::Unknown) => false,
+            None
+            | Some(
+                Evidence::Missing | Evidence::Role | Evidence::OtherRole | Evidence::Unchanged,
+            ) => true,
+        }
     }
 
     /// Ends the wait for an answer, if this is one. Returns whether it does.

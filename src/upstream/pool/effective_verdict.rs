@@ -470,13 +470,18 @@ impl Inner {
         // A backend that is yet to be checked does not start it.
         let is_known = before || counts.serving_unchecked == 0;
         let starts = self.review.role_fallback && !is_any_up && is_known;
-        let now_used = starts && counts.serving_standby > 0;
+        // A primary whose checks fail now is about to be down as well: its replicas have lost it.
+        let standbys = match before {
+            true => counts.serving_standby,
+            false => counts.serving_standby_sure,
+        };
+        let now_used = starts && standbys > 0;
         if before == now_used {
             return false;
         }
         self.review.in_fallback = now_used;
         let mut all = self.endpoints.iter().zip(&self.totals.counted);
-        let standby = all.find(|(_, counted)| now_used && counted.can_stand_in());
+        let standby = all.find(|(_, counted)| now_used && counted.can_begin_to_stand_in());
         self.events.push(match standby {
             Some((endpoint, _)) => Event::FallbackStarted {
                 backend: Arc::clone(&endpoint.backend),

@@ -73,6 +73,7 @@ pub(super) struct Condition {
     pub(super) is_stale: bool,
     pub(super) awaits_answer: bool,
     pub(super) checked_once: bool,
+    pub(super) has_answered: bool,
     pub(super) has_epoch: bool,
     pub(super) fails: u32,
     pub(super) starts_slowly: bool,

@@ -161,6 +161,7 @@ impl Condition {
             is_stale: check.is_stale,
             awaits_answer: check.awaits_answer.is_some(),
             checked_once: check.checked_once,
+            has_answered: check.has_answered(),
             has_epoch: check.evidence.epoch.is_some(),
             fails: state.passive.fails(),
             starts_slowly: state.slow_start.is_some(),

@@ -27,6 +27,8 @@ pub(super) struct Counted {
     /// Whether checks alone decide if sessions come to it.
     serves: bool,
     is_standby: bool,
+    /// Whether its last check was answered, as far as it could be made.
+    has_answered: bool,
     is_checked_once: bool,
     /// By its own checks.
     is_up: bool,
@@ -44,6 +46,8 @@ pub(super) struct Counts {
     /// Of those that serve.
     pub(super) serving_well: usize,
     pub(super) serving_standby: usize,
+    /// Those of them whose last check was answered.
+    pub(super) serving_standby_sure: usize,
     pub(super) serving_unchecked: usize,
     /// Regular backends that serve: those that are up by their own checks, and those of which no
     /// address has been decided about.
@@ -72,6 +76,7 @@ impl Counted {
         claims: false,
         serves: false,
         is_standby: false,
+        has_answered: false,
         is_checked_once: false,
         is_up: false,
         is_undecided: false,
@@ -95,6 +100,7 @@ impl Counted {
             claims: !config.is_down && sign.is_some_and(claims),
             serves: is_meant && config.weight > 0 && is_ready,
             is_standby: effective == Verdict::Standby,
+            has_answered: condition.has_answered,
             is_checked_once: condition.checked_once,
             is_up: own.is_up() && is_known,
             is_undecided: own == Verdict::Down(None) || !is_known,
@@ -108,6 +114,11 @@ impl Counted {
     /// Whether it can take the place of replicas.
     pub(super) fn can_stand_in(self) -> bool {
         self.serves && self.is_standby
+    }
+
+    /// The same of one that is not in doubt.
+    pub(super) fn can_begin_to_stand_in(self) -> bool {
+        self.can_stand_in() && self.has_answered
     }
 }
 
@@ -160,13 +171,17 @@ impl Counts {
         }
     }
 
-    fn sums(&mut self, counted: Counted) -> [(&mut usize, bool); 5] {
+    fn sums(&mut self, counted: Counted) -> [(&mut usize, bool); 6] {
         let serves = counted.serves;
         [
             (&mut self.well, counted.is_well),
             (&mut self.restricted, counted.is_restricted),
             (&mut self.serving_well, serves && counted.is_well),
             (&mut self.serving_standby, counted.can_stand_in()),
+            (
+                &mut self.serving_standby_sure,
+                counted.can_begin_to_stand_in(),
+            ),
             (
                 &mut self.serving_unchecked,
                 serves && !counted.is_checked_once,

@@ -148,6 +148,50 @@ fn a_promoted_replica_stands_in_for_itself() {
     assert_eq!(pool.must_go(&backend), None);
 }
 
+/// When a primary dies its replicas lag and it is found to be down by as many checks, so that one
+/// verdict comes shortly before the other.
+#[test]
+fn a_primary_in_doubt_does_not_begin_to_stand_in() {
+    let now = Instant::now();
+    let pool = checked(true, now);
+    let first = "10.0.0.1:1".to_owned();
+    let check = |result| {
+        let checked = Checked {
+            began: now,
+            at: now,
+            took: Duration::ZERO,
+            result,
+            finding: Finding::default(),
+            transcript: String::new(),
+        };
+        let primary = Arc::clone(&pool.addresses()[0].backend);
+        pool.checked(&primary, checked, None, now);
+    };
+    for failure in [CheckResult::Refused, CheckResult::Timeout] {
+        check(failure);
+        verdict(&pool, 1, Verdict::Lagging, false, now);
+        verdict(&pool, 2, Verdict::Lagging, false, now);
+        assert_eq!(picks(&pool, now), Vec::<String>::new());
+        assert!(changes(&pool, now).is_empty(), "{failure:?}");
+        // It was a blip.
+        check(CheckResult::Standby);
+        assert_eq!(picks(&pool, now), [first.as_str()]);
+        assert_eq!(changes(&pool, now), [(true, first.clone())]);
+        // What has begun ends by a verdict.
+        check(failure);
+        assert_eq!(picks(&pool, now), [first.as_str()]);
+        verdict(&pool, 0, DOWN, false, now);
+        assert_eq!(changes(&pool, now), [(false, "false".to_owned())]);
+        for (n, to) in [Verdict::Standby, Verdict::Up, Verdict::Up]
+            .into_iter()
+            .enumerate()
+        {
+            verdict(&pool, n, to, false, now);
+        }
+        changes(&pool, now);
+    }
+}
+
 /// The former primary is started again alone while readers use the new one.
 #[test]
 fn of_two_primaries_one_stands_in() {
