@@ -12,13 +12,17 @@ pub(super) fn log(entry: &JournalEntry, transition: &Transition) {
     let transcript = entry.transcript.as_deref().unwrap_or_default();
     let doubt_seconds = seconds(transition.doubted_for);
     match &transition.cause {
-        Cause::Superseded(_) | Cause::TwoPrimaries(_) => {
+        Cause::Superseded(_) => {
+            tracing::warn!(%upstream, %backend, %address, from, to, reason, transcript,
+                "another primary was promoted later, backend is out of service");
+        }
+        Cause::TwoPrimaries(_) => {
             tracing::warn!(%upstream, %backend, %address, from, to, reason, transcript,
                 "two primaries reported, backend marked doubtful");
         }
         Cause::Check { .. } | Cause::OnePrimary if transition.is_outage() => {
             tracing::warn!(%upstream, %backend, %address, from, to, reason, transcript,
-                doubt_seconds, "backend marked down");
+                doubt_seconds, "backend is out of service");
         }
         Cause::Check { .. } | Cause::OnePrimary if transition.to == Some(BackendState::Up) => {
             tracing::info!(%upstream, %backend, %address, from, to, reason, transcript,
@@ -31,7 +35,7 @@ pub(super) fn log(entry: &JournalEntry, transition: &Transition) {
         }
         Cause::Failure { error, .. } => {
             tracing::warn!(%upstream, %backend, %address, from, to, reason, %error, doubt_seconds,
-                "backend marked down");
+                "backend is out of service");
         }
         Cause::Connected | Cause::Answered | Cause::CheckPassed => {
             tracing::info!(%upstream, %backend, %address, from, to, reason, "backend marked up");
