@@ -167,9 +167,9 @@ fn report_answers(answers: &[SourceAnswer]) -> bool {
         let source = format!("upstream {upstream}: its source ({kind})");
         let shown = match backends {
             Ok(count) => print(&format!("{source} names {}\n", counted(*count, "backend"))),
-            Err(why) => Err(format!(
+            Err(error) => Err(format!(
                 "error: {source} has no usable answer: {}\n",
-                clean(why)
+                clean(&error.message)
             )),
         };
         if let Err(why) = shown {

@@ -9,16 +9,16 @@ use tokio::task::JoinSet;
 
 /// What became of asking the source of one upstream.
 #[derive(Debug)]
-pub struct SourceAnswer {
-    pub upstream: String,
-    pub kind: &'static str,
+pub(crate) struct SourceAnswer {
+    pub(crate) upstream: String,
+    pub(crate) kind: &'static str,
     /// How many backends it names, or why it gave no usable answer.
-    pub backends: Result<usize, String>,
+    pub(crate) backends: Result<usize, SourceError>,
 }
 
 /// Asks every source of the plan once, and gives the upstreams the backends of the answers. In the
 /// order of the file.
-pub async fn ask_sources_once(plan: &mut Plan) -> Vec<SourceAnswer> {
+pub(crate) async fn ask_sources_once(plan: &mut Plan) -> Vec<SourceAnswer> {
     // All at once: sources that do not answer are waited for together.
     let mut asked = JoinSet::new();
     for (number, upstream) in plan.upstreams.iter().enumerate() {
@@ -40,7 +40,7 @@ pub async fn ask_sources_once(plan: &mut Plan) -> Vec<SourceAnswer> {
         Some(SourceAnswer {
             upstream: upstream.name.clone(),
             kind,
-            backends: backends.map_err(|SourceError { message }| message),
+            backends,
         })
     });
     answers.collect()
