@@ -385,7 +385,7 @@ fn warning(change: &AdminChange) -> Option<String> {
 
 impl Goal {
     /// What to do about backends that were waited for in vain.
-    fn next_step(self, admin_state: AdminState) -> String {
+    fn next_step(self, admin_state: AdminState, name: &str) -> String {
         match self {
             Self::NoSessions => {
                 let (command, state) = match admin_state {
@@ -393,8 +393,8 @@ impl Goal {
                     AdminState::Maint => ("maint", "in maintenance"),
                 };
                 format!(
-                    "it stays {state}; `tembuku {command} --close-after TIME` ends the sessions \
-                     that are left, `tembuku ready` takes it back"
+                    "it stays {state}; `tembuku {command} {name} --close-after TIME` ends the \
+                     sessions that are left, `tembuku ready {name}` takes it back"
                 )
             }
             Self::Alive => {
@@ -468,7 +468,12 @@ fn wait_for(
         let Some(rest) = timeout.checked_sub(began.elapsed()) else {
             let line = |one| format!("error: {} after {timeout:?}\n", describe(one));
             let lines: String = pending.iter().map(line).collect();
-            return Err(format!("{lines}  hint: {}\n", goal.next_step(admin_state)));
+            let name = match &pending[..] {
+                [one] => one.name.to_string(),
+                _ => "UPSTREAM/BACKEND".to_owned(),
+            };
+            let hint = goal.next_step(admin_state, &name);
+            return Err(format!("{lines}  hint: {hint}\n"));
         };
         let what: Vec<String> = pending.iter().map(|one| one.what.clone()).collect();
         let is_due = match is_terminal {

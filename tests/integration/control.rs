@@ -470,9 +470,11 @@ fn a_drain_can_be_waited_for() {
         )),
         "{message}"
     );
-    let hint = ") after 300ms\n  hint: it stays drained; `tembuku drain --close-after TIME` ends the \
-                sessions that are left, `tembuku ready` takes it back\n";
-    assert!(message.ends_with(hint), "{message}");
+    let hint = format!(
+        ") after 300ms\n  hint: it stays drained; `tembuku drain {target} --close-after TIME` ends \
+         the sessions that are left, `tembuku ready {target}` takes it back\n"
+    );
+    assert!(message.ends_with(&hint), "{message}");
 
     let socket = setup.socket();
     let waiting = std::thread::spawn(move || {
