@@ -219,8 +219,10 @@ fn read_backends(section: &Section<'_>, references: &References) -> Vec<Backend>
     if let (true, Some(value)) = (items.is_empty(), section.get("backends")) {
         section.report.add(
             &value.span(),
-            Fault::new("`backends` is an empty list")
-                .hint("give at least one, as in [\"10.0.0.1:6379\"]"),
+            Fault::new("`backends` is an empty list").hint(match section.get("discover") {
+                None => "give at least one, as in [\"10.0.0.1:6379\"]",
+                Some(_) => "leave it out: the source of `discover` names backends",
+            }),
         );
     }
     for item in items {
