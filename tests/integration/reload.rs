@@ -240,8 +240,8 @@ fn picks_follow_the_backends() {
     ));
     let shown = setup.reload();
     let lines = format!(
-        "backend back/{}: removed\n  sessions: 1, left to end by themselves (on_removed)\nbackend back/{one}: changed\n  \
-         weight: 1 -> 3\n  sessions: 0\nhash: ",
+        "backend back/{}: removed\n  sessions: 1, left to end by themselves (on_removed)\n\
+         backend back/{one}: changed\n  weight: 1 -> 3\n  sessions: 0\nhash: ",
         third.addr
     );
     assert!(shown.starts_with(&lines), "{shown}");

@@ -156,7 +156,8 @@ const showListener = (l, after) => {
   put(row.why, dropped.length ? `dropped: ${dropped.map(([word, count]) => `${word} ${count}`).join(", ")}` : "");
   put(row.operator, `total ${l.accepted}, in ${size(l.received_bytes)}, out ${size(l.sent_bytes)}`
     + (l.older_plan ? `; ${l.older_plan} of the sessions with earlier settings` : ""));
-  addSamples(row, l.samples && { ...l.samples, in: l.samples.received, out: l.samples.sent }, after);
+  const { samples } = l;
+  addSamples(row, samples && { ...samples, in: samples.received, out: samples.sent }, after);
   showFigures(row, `${l.connections}`);
   return [l.name, row];
 };
@@ -181,7 +182,8 @@ const showBackend = (b, after) => {
   put(row.transcript, c ? [c.transcript, ...lag].filter(Boolean).join("\n") : "");
   put(row.cells.weight, String(b.weight));
   // What is sent to a backend came from clients.
-  addSamples(row, b.samples && { ...b.samples, in: b.samples.sent, out: b.samples.received }, after);
+  const { samples } = b;
+  addSamples(row, samples && { ...samples, in: samples.sent, out: samples.received }, after);
   showFigures(row, String(b.connections));
   return [key, row];
 };

@@ -280,8 +280,8 @@ impl Inner {
         match best.admission(single, now) {
             Admission::Full | Admission::Part(_) if is_failed(best) => {
                 let why = format!(
-                    "{}; fail_timeout has passed: the next session tries it, and it is up once that \
-                     has connected",
+                    "{}; fail_timeout has passed: the next session tries it, and it is up once \
+                     that has connected",
                     counted(fails, "failed connect")
                 );
                 (Unproven, why)
