@@ -1,7 +1,7 @@
 //! `import haproxy`: what is made of a configuration does the same as HAProxy with it.
 
 use crate::harness::{
-    net::{ask, connect, read_all},
+    net::{ask, connect, read_all, read_line, session},
     ports,
     proc::{self, text},
     programs::Haproxy,
@@ -56,6 +56,28 @@ fn the_same_shares_and_the_same_backup() {
         wait_until("the backup", secs(20), || {
             ask(addr).is_ok_and(|name| name == "b3")
         });
+    }
+}
+
+/// A server at its `maxconn` is not down: clients wait for it.
+#[test]
+fn a_full_server_keeps_its_clients_from_the_backup() {
+    let servers = [Server::named("b1"), Server::named("b2")];
+    let [b1, b2] = [&servers[0], &servers[1]].map(|server| server.addr);
+    let (_haproxy, first, tembuku, second) = start(&format!(
+        "listen db\n  mode tcp\n  bind LISTEN\n  timeout queue 30s\n\
+         \x20 server b1 {b1} maxconn 1\n  server b2 {b2} backup\n"
+    ));
+    for addr in [first, second] {
+        let (held, name) = session(addr).unwrap();
+        assert_eq!(name, "b1");
+        let mut next = connect(addr).unwrap();
+        let waiting = || tembuku.metrics().sum("upstream_waiting_sessions", &[]);
+        if addr == second {
+            wait_until("it waits", secs(20), || waiting() == 1.0);
+        }
+        drop(held);
+        assert_eq!(read_line(&mut next).unwrap(), "b1", "{addr}");
     }
 }
 
