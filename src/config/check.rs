@@ -27,7 +27,6 @@ use super::{
         words::Start,
     },
     section::{Section, Text},
-    upstream::has_backup,
 };
 use crate::{
     config::{
@@ -202,7 +201,7 @@ pub(super) fn no_effect_in_upstream(
             "it needs `replicating = true` (the default with role = \"replica\") or `max_lag` in a \
              check of kind \"redis\", \"postgres\" or \"mysql\"; or leave it out",
         )),
-        Applies::OnRecover if !has_backup(keys) && !falls_back(check) => Some(NoEffect::always(
+        Applies::OnRecover if !keys.has_backup() && !falls_back(check) => Some(NoEffect::always(
             "without a backup",
             "mark one with `backup = true`, use `role_fallback` in the check, or leave it out",
         )),

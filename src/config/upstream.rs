@@ -137,7 +137,7 @@ pub(super) fn no_effect(
             "where UDP listeners alone use the upstream",
             "flows are never reset, and a host that refuses a datagram always counts: leave it out",
         )),
-        Applies::Backup if !has_backup(keys) => Some(NoEffect::unless_default(
+        Applies::Backup if !keys.has_backup() => Some(NoEffect::unless_default(
             "without a backup",
             "mark one with `backup = true`, or leave it out",
         )),
@@ -168,11 +168,6 @@ pub(super) fn no_effect(
         )),
         applies => check::no_effect_in_upstream(keys, applies, references, check),
     }
-}
-
-/// Whether one is configured, or may be discovered.
-pub(super) fn has_backup(keys: &UpstreamKeys) -> bool {
-    keys.plan.discover.is_some() || keys.plan.backends.iter().any(|backend| backend.backup)
 }
 
 fn read_hash_key(section: &Section<'_>) -> HashKey {

@@ -94,6 +94,12 @@ impl UpstreamKeys {
         };
     }
 
+    /// Whether a backup is configured, or may be discovered.
+    pub(crate) fn has_backup(&self) -> bool {
+        let mut backends = self.plan.backends.iter();
+        self.plan.discover.is_some() || backends.any(|backend| backend.backup)
+    }
+
     pub(crate) fn balance(&self) -> Balance {
         let key = self.hash_key.clone();
         let bound = Some(self.hash_balance_factor).filter(|percent| *percent > 0);

@@ -104,6 +104,7 @@ impl Line {
             ("upstreams", "panic_threshold") => one("50"),
             ("upstreams", "send_proxy") => one("\"v1\""),
             ("upstreams", "send_proxy_on") => one("\"each\""),
+            ("upstreams", "backup_when") => one("\"down\""),
             ("upstreams", "backends") => one("[\"127.9.0.77:77\"]"),
             (_, name) if name.starts_with("on_") => {
                 let others = ["\"close\"", "{ close_after = \"7s\" }"];
