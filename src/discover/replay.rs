@@ -54,14 +54,14 @@ mod tests {
 
     #[test]
     fn what_servers_say_is_a_short_line_in_errors() {
-        let said = "\\u001b[2J".repeat(400);
+        let message = "\\u001b[2J".repeat(400);
         let range = r#"{"header":{"cluster_id":"7","revision":"4"}}"#;
         let list = r#"{"kind":"EndpointSliceList","metadata":{"resourceVersion":"1"},"items":[]}"#;
         for answer in [
-            format!("{range}\n{{\"error\":{{\"message\":\"{said}\"}}}}"),
-            format!("{range}\n{{\"result\":\"{said}\"}}"),
-            format!("{list}\n{{\"type\":\"ADDED\",\"object\":\"{said}\"}}"),
-            format!("[{{\"Node\":\"{said}\"}}]"),
+            format!("{range}\n{{\"error\":{{\"message\":\"{message}\"}}}}"),
+            format!("{range}\n{{\"result\":\"{message}\"}}"),
+            format!("{list}\n{{\"type\":\"ADDED\",\"object\":\"{message}\"}}"),
+            format!("[{{\"Node\":\"{message}\"}}]"),
             format!("-ERR {}\r\n", "\u{1b}[2J".repeat(400)),
         ] {
             run(answer.as_bytes());
