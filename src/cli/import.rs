@@ -105,7 +105,7 @@ pub fn import_haproxy(text: &str) -> Option<String> {
 
 fn imported(text: &str, convert: Convert, program: &str) -> Option<String> {
     let mut document = convert(text, "f").ok()?;
-    document.report().to_string();
+    let _ = document.report().to_string();
     document.complete(program);
     Some(document.toml())
 }

@@ -299,6 +299,7 @@ fn what_takes_the_lock_again_lets_others_in() {
 /// `cargo test --release --lib lock_is_held -- --ignored --nocapture`
 #[test]
 #[ignore = "a measurement"]
+#[expect(clippy::print_stderr, reason = "it shows what it measures")]
 fn how_long_the_lock_is_held() {
     let large = Large::new(Some(checked_up()));
     let (pool, now) = (&large.pool, large.now);
