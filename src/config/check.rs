@@ -91,10 +91,16 @@ pub(super) fn read(upstream: &Section<'_>) -> Found {
     let default = check.clone();
     let rows = rows::CHECK.iter().chain(rows_of(check.kind.info()));
     section.drop_without_effect(rows, &mut check, &default, |check, applies| match applies {
-        Applies::Replicating if !role_is_known => None,
+        Applies::Replicating | Applies::Primary if !role_is_known => None,
         _ => no_effect(check, applies),
     });
-    Found::Check(Box::new(check))
+    let roles = <Option<Role>>::words();
+    let is_role = |word: Option<&str>| word.is_some_and(|word| roles.contains(&word));
+    match role.is_none_or(is_role) {
+        true => Found::Check(Box::new(check)),
+        // What needs a role may be right.
+        false => Found::Mistaken,
+    }
 }
 
 /// Why such a key has no effect in this check.
