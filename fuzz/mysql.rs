@@ -9,7 +9,7 @@ mod check;
 fuzz_check!(
     "mysql",
     [
-        "",
+        "user = \"monitor\"",
         "role = \"primary\"\nuser = \"monitor\"\npassword_env = \"PATH\"",
         "role = \"replica\"\nmax_lag = \"10s\"\nuser = \"monitor\"\npassword_env = \"PATH\"",
     ]

@@ -331,6 +331,25 @@ mod tests {
         }
     }
 
+    /// What is no number, or has bytes that TOML knows in no comment, is refused at its place.
+    #[test]
+    fn words_that_are_no_toml_do_not_spoil_the_rest() {
+        let of_haproxy = "listen a\n mode tcp\n bind :1\n balance source\n hash-type consistent\n \
+                          hash-balance-factor 1-\n maxconn 9\u{1}\n retries ]\n option tcp-check\n \
+                          acl x src \u{7}\n tcp-request connection reject if x\n \
+                          server a 10.0.0.1:1 check rise 3- fall {\u{0} weight x maxconn 0x\n";
+        let of_nginx = "stream { server { listen 1; proxy_pass u; deny \u{7}; limit_conn z x; }\n\
+                        upstream u { hash $remote_addr; server 10.0.0.1:1 weight=3-; } }";
+        for (text, imported) in [
+            (of_haproxy, import_haproxy(of_haproxy)),
+            (of_nginx, import_nginx(of_nginx)),
+        ] {
+            let made = imported.unwrap_or_else(|| panic!("no import of {text}"));
+            let table = made.parse::<toml::Table>();
+            assert!(table.is_ok(), "{table:?}\n{made}");
+        }
+    }
+
     /// The lines that entries of the report stand for, each as often as it is in one.
     fn reported(report: &str) -> Vec<usize> {
         let entries = report.lines().filter_map(|line| line.strip_prefix("  f:"));

@@ -42,7 +42,7 @@ impl Section {
     }
 
     fn set_with(&mut self, key: &str, value: impl fmt::Display, comment: &str) {
-        let line = format!("{key} = {value}");
+        let line = format!("{key} = {}", as_toml(value.to_string()));
         let comment = match meaning_of_zero(&line) {
             Some(meaning) => format!("{comment}; {meaning}"),
             None => comment.to_owned(),
@@ -65,7 +65,7 @@ impl Section {
         self.lines.push((format!("{key} = ["), None));
         let items = items.into_iter();
         self.lines
-            .extend(items.map(|(item, comment)| (format!("  {item},"), Some(comment))));
+            .extend(items.map(|(item, comment)| (format!("  {},", as_toml(item)), Some(comment))));
         self.lines.push(("]".to_owned(), None));
     }
 }
@@ -77,6 +77,16 @@ fn meaning_of_zero(line: &str) -> Option<&'static str> {
         "half_close_timeout = \"0s\"" => Some("0s: no limit but `idle_timeout`"),
         "user_timeout = \"0s\"" => Some("0s: off, the kernel decides"),
         _ => None,
+    }
+}
+
+/// A value as it is or, of a word of the other program that is none in TOML, in quotes: `check` then
+/// refuses it at its place, and the rest of the file is read.
+fn as_toml(value: String) -> String {
+    let table = format!("v = {value}").parse::<toml::Table>();
+    match table.is_ok_and(|table| table.len() == 1) {
+        true => value,
+        false => quoted(&value),
     }
 }
 
