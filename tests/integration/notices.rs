@@ -95,7 +95,7 @@ fn a_backend_marked_down_is_logged_with_its_address() {
     );
     let tembuku = Tembuku::start(&config(front, "retries = 5", &backends));
     assert_closed_at_once(front);
-    let message = "backend is out of service";
+    let message = "backend marked down";
     let line = poll(secs(10), || {
         let lines = lines(&tembuku, message, "refused");
         lines

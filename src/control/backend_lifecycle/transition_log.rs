@@ -20,6 +20,12 @@ pub(super) fn log(entry: &JournalEntry, transition: &Transition) {
             tracing::warn!(%upstream, %backend, %address, from, to, reason, transcript,
                 "two primaries reported, backend marked doubtful");
         }
+        Cause::Check { .. } | Cause::OnePrimary
+            if transition.is_outage() && transition.to == Some(BackendState::Down) =>
+        {
+            tracing::warn!(%upstream, %backend, %address, from, to, reason, transcript,
+                doubt_seconds, "backend marked down");
+        }
         Cause::Check { .. } | Cause::OnePrimary if transition.is_outage() => {
             tracing::warn!(%upstream, %backend, %address, from, to, reason, transcript,
                 doubt_seconds, "backend is out of service");
@@ -35,7 +41,7 @@ pub(super) fn log(entry: &JournalEntry, transition: &Transition) {
         }
         Cause::Failure { error, .. } => {
             tracing::warn!(%upstream, %backend, %address, from, to, reason, %error, doubt_seconds,
-                "backend is out of service");
+                "backend marked down");
         }
         Cause::Connected | Cause::Answered | Cause::CheckPassed => {
             tracing::info!(%upstream, %backend, %address, from, to, reason, "backend marked up");
