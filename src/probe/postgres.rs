@@ -79,6 +79,8 @@ pub(super) struct PostgresCheck {
 pub(super) struct PostgresDialogue<'a> {
     settings: &'a PostgresCheck,
     stage: Stage<'a>,
+    /// Whether a message has come: the old protocol has nothing before an error.
+    has_message: bool,
     end_point: Option<Vec<u8>>,
 }
 
@@ -123,6 +125,7 @@ impl PostgresCheck {
         PostgresDialogue {
             settings: self,
             stage: Stage::Begin,
+            has_message: false,
             end_point: None,
         }
     }
@@ -407,7 +410,7 @@ impl PostgresDialogue<'_> {
 
     /// Handles the whole messages that there are, until one needs an answer or is one.
     fn messages(&mut self, bytes: &[u8], ended: bool) -> Step {
-        if self.has_received_nothing() {
+        if !self.has_message {
             match message::old_error(bytes, ended) {
                 Some(Old::Wait) => return Step::Wait,
                 Some(Old::Error(text)) => {
@@ -429,6 +432,7 @@ impl PostgresDialogue<'_> {
                 Ok(None) => return send(bytes.len() - rest.len(), Ok(Vec::new())),
                 Err(Wrong) => return Step::Done(self.wrong(rest)),
             };
+            self.has_message = true;
             let consumed = bytes.len() - after.len();
             match self.message(kind, inside) {
                 Ok(Some(Step::Send { bytes, .. })) => return Step::Send { consumed, bytes },
@@ -500,14 +504,6 @@ impl PostgresDialogue<'_> {
     }
 
     /// Whether nothing was received yet.
-    fn has_received_nothing(&self) -> bool {
-        match &self.stage {
-            Stage::Login(login) => login.is_open(),
-            Stage::Offered | Stage::Startup => true,
-            _ => false,
-        }
-    }
-
     /// A server that got the password in the clear could echo it.
     fn error(&self, inside: &[u8]) -> Result<Error, Wrong> {
         let mut error = Error::read(inside)?;

@@ -61,10 +61,6 @@ impl<'a> Login<'a> {
         }
     }
 
-    pub(super) fn is_open(&self) -> bool {
-        matches!(self.step, LoginStep::Open)
-    }
-
     pub(super) fn is_in(&self) -> bool {
         matches!(self.step, LoginStep::In)
     }

@@ -681,8 +681,10 @@ fn errors_of_the_old_protocol_are_shown() {
     assert_eq!(answer.result, CheckResult::Unexpected);
     assert_eq!(answer.transcript, "ERROR: could not fork new process");
     // Only at the beginning is it one.
-    let late = check(&settings(None), &[WELCOME.to_vec(), text]);
-    assert_eq!(late.result, CheckResult::Protocol);
+    for first in [WELCOME, b"A\0\0\0\x04"] {
+        let late = check(&settings(None), &[first.to_vec(), text.clone()]);
+        assert_eq!(late.result, CheckResult::Protocol);
+    }
     let echo = check(&with_password(None), &[b"Enot xyzzy, please\n\0".to_vec()]);
     assert_eq!(echo.transcript, "ERROR: (not shown)");
 }
