@@ -26,7 +26,7 @@ pub use discover::{
 pub use dns::{Rcode, RecordType};
 pub use limits::{Bandwidth, Limits, OverRate, Period, Rate, Source, SourcePrefix};
 pub use udp::{FlowsMove, Protocol, ProxyOn, Udp, WhenFull};
-pub use words::counted;
+pub use words::{counted, no_backend_left};
 
 use reason::{Shortage, words};
 use std::{net::IpAddr, net::SocketAddr, path::PathBuf, time::Duration};

@@ -373,14 +373,8 @@ fn notes(change: &AdminChange) -> String {
 
 /// That a backend which was taken out was the last one.
 fn warning(change: &AdminChange) -> Option<String> {
-    let wait = match change.without_backend.as_ref()?.hold_timeout_seconds {
-        0.0 => "are refused (hold_timeout lets them wait)".to_owned(),
-        wait => format!("wait for up to {} (hold_timeout)", span(wait)),
-    };
-    let upstream = clean(&change.upstream);
-    Some(format!(
-        "upstream {upstream} has no backend left that takes sessions; new ones {wait}"
-    ))
+    let without = change.without_backend.as_ref()?;
+    Some(without.warning(&change.upstream))
 }
 
 impl Goal {

@@ -6,10 +6,11 @@
 use crate::{
     admin::{SourceFigures, source_text},
     config::text::shorten::shorten,
+    plan::no_backend_left,
 };
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 /// `GET /api/v1/status`.
 #[derive(Debug, Deserialize)]
@@ -302,7 +303,14 @@ pub(super) struct AdminChange {
 #[derive(Debug, Deserialize)]
 pub(super) struct WithoutBackend {
     /// How long they wait for one; 0: they are refused.
-    pub(super) hold_timeout_seconds: f64,
+    hold_timeout_seconds: f64,
+}
+
+impl WithoutBackend {
+    pub(super) fn warning(&self, upstream: &str) -> String {
+        let wait = Duration::try_from_secs_f64(self.hold_timeout_seconds);
+        no_backend_left(&clean(upstream), wait.unwrap_or(Duration::MAX))
+    }
 }
 
 /// A line of `GET /api/v1/sessions`.

@@ -478,6 +478,55 @@ fn the_hash_names_the_configuration_in_effect() {
 }
 
 #[test]
+fn an_upstream_that_is_left_without_a_backend_is_warned_of() {
+    let servers = named(2);
+    let [one, two] = [0, 1].map(|n| servers[n].addr.to_string());
+    let setup = setup();
+    setup.set_backends(&format!("[\"{one}\", \"{two}\"]"));
+    setup.reload();
+    let warnings = |flags: &[&str]| {
+        let output = setup.try_reload(&[&["--json"], flags].concat());
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let warnings = report["warnings"].as_array().unwrap().clone();
+        let lines = warnings
+            .iter()
+            .map(|w| format!("warning: {}\n", w.as_str().unwrap()));
+        let printed = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(printed, lines.collect::<String>());
+        printed
+    };
+    let expected = "warning: upstream back has no backend left that takes sessions; new ones are \
+                    refused (hold_timeout lets them wait)\n";
+    // The other one, which the operator has drained, is no help.
+    setup.tembuku.succeed(&["drain", &format!("back/{one}")]);
+    setup.set_backends(&format!("[\"{one}\"]"));
+    assert_eq!(warnings(&["--dry-run"]), expected);
+    assert_eq!(warnings(&[]), expected);
+    // Nothing changes for it.
+    assert_eq!(warnings(&[]), "");
+    setup.set_backends(&format!("[\"{one}\", \"{two}\"]"));
+    assert_eq!(warnings(&[]), "");
+    setup.tembuku.succeed(&["ready", &format!("back/{one}")]);
+
+    // A check that has not been made, and one that is full, which has a place again soon.
+    let check = "[upstreams.back.check]\nkind = \"tcp\"\nstart = \"down\"";
+    let full = format!("[{{ address = \"{one}\", max_connections = 1 }}]");
+    setup.set_backends(&format!("{full}\n{check}"));
+    setup.reload();
+    let _held = net::session(setup.front).unwrap();
+    setup.set_backends(&format!(
+        "{}\n{check}",
+        full.replace("= 1", "= 1, weight = 2")
+    ));
+    assert_eq!(warnings(&[]), "");
+    setup.set_backends(&format!("[\"{two}\"]\n{check}"));
+    assert_eq!(warnings(&["--dry-run"]), expected);
+    let fallback = check.replace("tcp\"", "redis\"\nrole = \"replica\"\nrole_fallback = true");
+    setup.set_backends(&format!("[\"{two}\"]\n{fallback}"));
+    assert_eq!(warnings(&["--dry-run"]), "");
+}
+
+#[test]
 fn sessions_and_clients_that_move_are_counted_as_the_process_is_now() {
     let servers = named(4);
     let [one, two, three, four] = [0, 1, 2, 3].map(|n| servers[n].addr.to_string());

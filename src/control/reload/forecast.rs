@@ -3,8 +3,9 @@
 use crate::{
     control::{Prepared, View},
     plan::{
-        Addr, Backend, Listener, Plan, SessionAction, Upstream,
+        Addr, Backend, Check, Listener, Plan, SessionAction, Upstream,
         diff::{Change, Edit},
+        no_backend_left,
     },
     upstream::{
         explain::{Candidate, Process, moved_share},
@@ -12,7 +13,7 @@ use crate::{
     },
 };
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -58,6 +59,61 @@ impl<'a> Forecast<'a> {
                 COUNTING.as_secs()
             )
         })
+    }
+
+    /// Of each upstream that the changes concern and that has no backend then to take sessions at
+    /// once. What its checks found is known, and not what a fallback or a panic makes of that.
+    pub(super) fn without_backend(&self, changes: &[Change]) -> Vec<String> {
+        let mut concerned = BTreeSet::new();
+        let mut awaiting = HashSet::new();
+        for change in changes {
+            match change {
+                Change::Upstream(
+                    Edit::Added(upstream)
+                    | Edit::Changed {
+                        after: upstream, ..
+                    },
+                ) => {
+                    concerned.insert(upstream.name.as_str());
+                }
+                Change::Backend { upstream, edit } => {
+                    concerned.insert(upstream.as_str());
+                    if self.awaits_check(change) {
+                        awaiting.insert((upstream.as_str(), edit.item().text.as_str()));
+                    }
+                }
+                Change::Upstream(Edit::Removed(_))
+                | Change::Process(_)
+                | Change::Admin(_)
+                | Change::Log(_)
+                | Change::Listener(_)
+                | Change::NeedsUpgrade(_) => {}
+            }
+        }
+        let upstreams = concerned
+            .into_iter()
+            .filter_map(|name| find(self.plan, name));
+        let without = upstreams.filter(|upstream| {
+            let is_certain = |c: &Check| !c.role_fallback && c.panic_threshold == 0;
+            let is_out = |candidate: &Candidate| {
+                let backend = upstream.backends[candidate.backend].text.as_str();
+                candidate.share == 0 || awaiting.contains(&(upstream.name.as_str(), backend))
+            };
+            upstream.check.as_ref().is_none_or(is_certain)
+                && self.unlimited_candidates(upstream).iter().all(is_out)
+        });
+        without
+            .map(|upstream| no_backend_left(&upstream.name, upstream.waits.hold_timeout))
+            .collect()
+    }
+
+    /// Those that are full get sessions as others end.
+    fn unlimited_candidates(&self, upstream: &Upstream) -> Vec<Candidate> {
+        let mut upstream = upstream.clone();
+        for backend in &mut upstream.backends {
+            backend.max_connections = 0;
+        }
+        self.new_candidates(&upstream)
     }
 
     /// The sessions that the object of the change has now; `None`: it is an object without sessions

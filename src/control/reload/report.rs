@@ -70,31 +70,32 @@ impl ReloadReport {
         let changes = diff(before, wanted);
         let mut reported = Vec::new();
         let mut warnings = Vec::new();
-        for change in changes {
-            let described = match &change {
-                Change::NeedsUpgrade(_) => describe_change(&reachable, wanted, &change),
+        for change in &changes {
+            let described = match change {
+                Change::NeedsUpgrade(_) => describe_change(&reachable, wanted, change),
                 Change::Process(_)
                 | Change::Admin(_)
                 | Change::Log(_)
                 | Change::Listener(_)
                 | Change::Backend { .. }
-                | Change::Upstream(_) => describe_change(before, &reachable, &change),
+                | Change::Upstream(_) => describe_change(before, &reachable, change),
             };
-            if let Change::NeedsUpgrade(_) = &change {
+            if let Change::NeedsUpgrade(_) = change {
                 warnings.push(described.warning());
             }
-            let on_removed = forecast.on_removed(&change);
+            let on_removed = forecast.on_removed(change);
             reported.push(ReportedChange {
                 on_removed: on_removed.map(SessionAction::word),
                 close_after_seconds: on_removed.and_then(close_after),
-                sessions: forecast.sessions(&change),
-                ended_sessions: forecast.ended_sessions(&change),
-                moved_share: forecast.moved_share(&change),
-                awaits_check: forecast.awaits_check(&change),
+                sessions: forecast.sessions(change),
+                ended_sessions: forecast.ended_sessions(change),
+                moved_share: forecast.moved_share(change),
+                awaits_check: forecast.awaits_check(change),
                 ..described
             });
         }
         add_changed_contents(&mut reported, &mut forecast, running, &reachable, prepared);
+        warnings.extend(forecast.without_backend(&changes));
         warnings.extend(forecast.warning());
         Self {
             applied: false,
