@@ -80,8 +80,8 @@ fn meaning_of_zero(line: &str) -> Option<&'static str> {
     }
 }
 
-/// A value as it is or, of a word of the other program that is none in TOML, in quotes: `check` then
-/// refuses it at its place, and the rest of the file is read.
+/// A value as it is or, of a word of the other program that is none in TOML, in quotes: `check`
+/// then refuses it at its place, and the rest of the file is read.
 fn as_toml(value: String) -> String {
     let table = format!("v = {value}").parse::<toml::Table>();
     match table.is_ok_and(|table| table.len() == 1) {
