@@ -276,7 +276,7 @@ mod tests {
         let head = document.report().comments("tembuku import nginx f");
         for part in [
             "# Made by `tembuku import nginx f`; each line",
-            "\n#\n# not carried over: 122\n#   f:2: `?`: ",
+            "\n#\n# nothing will listen at 0.0.0.0:1 (f:4)\n#\n# not carried over: 122\n#   f:2: `?`: ",
             "#   f:2: `proxy_bind ?`: backends see",
             "#   f:4: `server`: left out: TLS",
             "#   and 22 more, which",

@@ -55,6 +55,13 @@ impl Section {
         self.lines.iter().any(|(line, _)| is_it(line))
     }
 
+    /// The addresses of a listener.
+    fn bound(&self) -> impl Iterator<Item = &str> {
+        let lines = self.lines.iter().map(|(line, _)| line);
+        let binds = lines.filter(|line| line.starts_with("bind = "));
+        binds.flat_map(|line| line.split('"').skip(1).step_by(2))
+    }
+
     fn is_udp(&self) -> bool {
         let mut lines = self.lines.iter();
         lines.any(|(line, _)| line == "protocol = \"udp\"")
@@ -134,6 +141,8 @@ pub(super) struct Document {
     notes: Vec<Note>,
     /// How many notes a directive has.
     noted: HashMap<Place, usize>,
+    /// Where the other program listens, by UDP or not.
+    listens: Vec<(Place, bool, String)>,
     /// The blocks that are in a list as a whole, and the directives in them.
     whole: Vec<(Place, Vec<Place>)>,
     /// The names of sections, each with the largest number behind it.
@@ -155,6 +164,26 @@ impl Document {
         let (place, text) = (place.clone(), one_line(&text.into()));
         *self.noted.entry(place.clone()).or_default() += 1;
         self.notes.push(Note { list, place, text });
+    }
+
+    /// An address at which the other program listens.
+    pub(super) fn listens(&mut self, place: &Place, is_udp: bool, address: String) {
+        self.listens.push((place.clone(), is_udp, address));
+    }
+
+    /// Where only the other program listens.
+    fn unserved(&self) -> Vec<String> {
+        let sections = self.sections.iter();
+        let bound = sections.flat_map(|s| s.bound().map(|address| (s.is_udp(), address)));
+        let mut known: HashSet<(bool, &str)> = bound.collect();
+        let mut all: Vec<String> = Vec::new();
+        for (place, is_udp, address) in &self.listens {
+            if known.insert((*is_udp, address)) {
+                let udp = if *is_udp { " (UDP)" } else { "" };
+                all.push(format!("{}{udp} ({place})", shown(address)));
+            }
+        }
+        all
     }
 
     /// Whether something is said of the directive.
@@ -312,7 +341,7 @@ impl Document {
         for note in &self.notes {
             notes.entry(&note.place).or_default().push(note);
         }
-        let mut report = Report::default();
+        let mut report = Report::new(self.unserved());
         let mut covered = HashSet::<&Place>::new();
         for (block, inside) in &self.whole {
             // What is noted for several listeners is one entry.

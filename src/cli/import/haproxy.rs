@@ -90,10 +90,13 @@ impl Import<'_> {
     fn block(&mut self, block: &Block) {
         match block.kind.as_str() {
             "global" => self.global(block),
-            "frontend" | "listen" => match admin::instead(block) {
-                Some(text) => self.whole(List::Differs, block, &text),
-                None => self.frontend(block),
-            },
+            "frontend" | "listen" => {
+                self.listens(block);
+                match admin::instead(block) {
+                    Some(text) => self.whole(List::Differs, block, &text),
+                    None => self.frontend(block),
+                }
+            }
             "defaults" | "backend" => {}
             "userlist" | "http-errors" | "cache" | "fcgi-app" => {
                 self.whole(List::Unneeded, block, "it is for `mode http`");
@@ -565,6 +568,22 @@ mod tests {
             differs.contains("f:4: `balance leastconn`: `stick on src` decides"),
             "{lists}"
         );
+    }
+
+    #[test]
+    fn addresses_that_nothing_takes_over_come_first() {
+        let (_, lists) = imported(
+            "defaults\n mode tcp\nlisten a\n bind :1,:2\n bind :3 ssl crt x\n server a 10.0.0.1:1\n\
+             frontend web\n mode http\n bind 10.0.0.1:80,:1\n default_backend b\n\
+             listen pages :9\n stats enable\nfrontend none\n bind name:7\n",
+        );
+        let unserved = "nothing will listen at 0.0.0.0:3 (f:5)\n\
+                        nothing will listen at 10.0.0.1:80 (f:9)\n\
+                        nothing will listen at 0.0.0.0:9 (f:11)\n\
+                        nothing will listen at name:7 (f:14)\ncarried over: ";
+        assert!(lists.starts_with(unserved), "{lists}");
+        let end = "; addresses at which nothing will listen: 4\n";
+        assert!(lists.ends_with(end), "{lists}");
     }
 
     #[test]

@@ -39,6 +39,7 @@ pub(super) fn import(text: &str, origin: &str) -> Result<Document, String> {
         import.document.read(&directive.place, &text);
     }
     import.is_http = is_http;
+    import.listens(&tree);
     if !std::ptr::eq(proxy, &tree[..]) {
         import.main(&tree, proxy);
     }
@@ -738,6 +739,29 @@ mod tests {
         assert!(toml.contains("bind = \"0.0.0.0:1\""), "{toml}");
         let lost = "not carried over: 1\n  f:1: `listen 2 ssl`: left out: TLS of sessions";
         assert!(lists.contains(lost), "{lists}");
+    }
+
+    /// Clients of these addresses would find nothing.
+    #[test]
+    fn addresses_that_nothing_takes_over_come_first() {
+        let (_, lists) = imported(
+            "stream { map $ssl_preread_server_name $to { x a:1; default b:1; }
+             server { listen 127.0.0.1:22030; ssl_preread on; proxy_pass $to; }
+             server { listen 1; listen 2 ssl; listen 3 udp; proxy_pass a:1; }
+             server { listen 1; server_name x; proxy_pass b:1; }
+             server { listen 3; listen [::]:4-5 udp; return 1; } }
+             http { server { listen 80; } server { listen *:80; listen 10.0.0.1; } }",
+        );
+        let unserved = "nothing will listen at 127.0.0.1:22030 (f:2)\n\
+                        nothing will listen at 0.0.0.0:2 (f:3)\n\
+                        nothing will listen at 0.0.0.0:3 (f:5)\n\
+                        nothing will listen at [::]:4-5 (UDP) (f:5)\n\
+                        nothing will listen at 0.0.0.0:80 (f:6)\n\
+                        nothing will listen at 10.0.0.1:80 (f:6)\ncarried over: ";
+        assert!(lists.starts_with(unserved), "{lists}");
+        let last = "carried over 4, not needed 0, differs 1, not carried over 6; addresses at \
+                    which nothing will listen: 6";
+        assert_eq!(lists.lines().last(), Some(last), "{lists}");
     }
 
     #[test]

@@ -31,13 +31,19 @@ pub(super) enum List {
 /// More entries of a list than this are no comments of a file.
 const MOST_COMMENTS: usize = 100;
 
-/// All of them, as they are shown.
-const LISTS: [(List, &str); 4] = [
-    (List::Carried, "carried over"),
-    (List::Unneeded, "not needed"),
-    (List::Differs, "differs"),
-    (List::Lost, "not carried over"),
-];
+/// All of them, as they are shown: what is lost is the last that is seen.
+const LISTS: [List; 4] = [List::Carried, List::Unneeded, List::Differs, List::Lost];
+
+impl List {
+    fn title(self) -> &'static str {
+        match self {
+            List::Carried => "carried over",
+            List::Unneeded => "not needed",
+            List::Differs => "differs",
+            List::Lost => "not carried over",
+        }
+    }
+}
 
 /// What is said of a directive.
 #[derive(Debug)]
@@ -83,9 +89,18 @@ pub(super) fn left_out(block: &Place, mut reasons: Reasons) -> String {
 #[derive(Debug, Default)]
 pub(super) struct Report {
     lines: Vec<(List, Place, String)>,
+    /// Where only the other program listens.
+    unserved: Vec<String>,
 }
 
 impl Report {
+    pub(super) fn new(unserved: Vec<String>) -> Self {
+        Self {
+            lines: Vec::new(),
+            unserved,
+        }
+    }
+
     /// `directive` as it is quoted, from `place` to the line `last`.
     pub(super) fn add(
         &mut self,
@@ -115,8 +130,18 @@ impl Report {
         self.lines.iter().any(|(of, ..)| *of == list)
     }
 
-    /// For the head of a file, which then says on its own what it lacks: comments, with a list for
-    /// what is lost and one for what differs. `command`: what has made it.
+    fn of(&self, list: List) -> impl Iterator<Item = &str> {
+        let lines = self.lines.iter().filter(move |(of, ..)| *of == list);
+        lines.map(|(_, _, line)| line.as_str())
+    }
+
+    fn unserved(&self) -> impl Iterator<Item = String> {
+        let line = |address: &String| format!("nothing will listen at {address}");
+        self.unserved.iter().map(line)
+    }
+
+    /// For the head of a file, which then says on its own what it lacks: comments, with what
+    /// nothing listens at, a list for what is lost and one for what differs. `command`: what has made it.
     pub(super) fn comments(&self, command: &str) -> String {
         let mut out = String::new();
         let mut add = |text: &str| {
@@ -126,23 +151,24 @@ impl Report {
         add(&format!(
             "Made by `{command}`; each line names where it comes from."
         ));
-        for (list, title) in LISTS.into_iter().rev() {
-            let lines = || self.lines.iter().filter(|(of, ..)| *of == list);
-            let count = lines().count();
-            if count == 0 || !matches!(list, List::Differs | List::Lost) {
-                continue;
+        let mut add_list = |title: Option<String>, lines: Vec<String>| {
+            let rest = lines.len().saturating_sub(MOST_COMMENTS);
+            if !lines.is_empty() {
+                add("");
             }
-            add("");
-            add(&format!("{title}: {count}"));
-            for (_, _, line) in lines().take(MOST_COMMENTS) {
-                add(&format!("  {line}"));
-            }
-            if count > MOST_COMMENTS {
-                let rest = count - MOST_COMMENTS;
+            title.iter().for_each(|title| add(title));
+            lines.iter().take(MOST_COMMENTS).for_each(|line| add(line));
+            if rest > 0 {
                 add(&format!(
                     "  and {rest} more, which the command lists on standard error"
                 ));
             }
+        };
+        add_list(None, self.unserved().collect());
+        for list in [List::Lost, List::Differs] {
+            let lines: Vec<String> = self.of(list).map(|line| format!("  {line}")).collect();
+            let title = format!("{}: {}", list.title(), lines.len());
+            add_list(Some(title).filter(|_| !lines.is_empty()), lines);
         }
         out.push('\n');
         out
@@ -156,14 +182,21 @@ pub(super) fn comment(text: &str) -> String {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (list, title) in LISTS {
-            let lines = || self.lines.iter().filter(|(of, ..)| *of == list);
-            writeln!(f, "{title}: {}", lines().count())?;
-            for (_, _, line) in lines() {
+        for line in self.unserved() {
+            writeln!(f, "{line}")?;
+        }
+        for list in LISTS {
+            writeln!(f, "{}: {}", list.title(), self.of(list).count())?;
+            for line in self.of(list) {
                 writeln!(f, "  {line}")?;
             }
         }
-        Ok(())
+        let count = |list: List| format!("{} {}", list.title(), self.of(list).count());
+        write!(f, "{}", LISTS.map(count).join(", "))?;
+        match self.unserved.len() {
+            0 => writeln!(f),
+            n => writeln!(f, "; addresses at which nothing will listen: {n}"),
+        }
     }
 }
 

@@ -89,19 +89,23 @@ impl<'a> Import<'a> {
         self.targets.get(name).copied().ok_or_else(missing)
     }
 
+    /// All addresses of the section, whether it is imported or not.
+    pub(super) fn listens(&mut self, block: &Block) {
+        for line in bind_lines(block) {
+            let has_both = line.words.iter().any(|word| word == "v4v6");
+            for word in line.word(1).split(',') {
+                let addresses = bind(word, has_both).unwrap_or_else(|_| vec![word.to_owned()]);
+                for address in addresses {
+                    self.document.listens(&line.place, false, address);
+                }
+            }
+        }
+    }
+
     /// A listener for each set of parameters, and why others, or none, are there.
     fn binds(&mut self, block: &Block) -> (Vec<Binds>, Reasons) {
         let (mut all, mut reasons) = (Vec::<Binds>::new(), Reasons::new());
-        // Before HAProxy 2.0 the address could follow the name.
-        let first = [&block.header].into_iter();
-        let first = first.filter(|header| header.word(2).contains(':'));
-        let first = first.map(|header| Line {
-            words: header.words[1..].to_vec(),
-            place: header.place.clone(),
-        });
-        let first: Vec<Line> = first.collect();
-        let lines = block.lines.iter().filter(|line| line.word(0) == "bind");
-        let lines: Vec<&Line> = first.iter().chain(lines).collect();
+        let lines = bind_lines(block);
         for line in &lines {
             match self.bind_line(block, line) {
                 Ok(binds) => {
@@ -337,6 +341,18 @@ impl<'a> Import<'a> {
             self.differs(line, "`keepalive` is for both sides of a session");
         }
     }
+}
+
+fn bind_lines(block: &Block) -> Vec<Line> {
+    // Before HAProxy 2.0 the address could follow the name.
+    let first = [&block.header].into_iter();
+    let first = first.filter(|header| header.word(2).contains(':'));
+    let first = first.map(|header| Line {
+        words: header.words[1..].to_vec(),
+        place: header.place.clone(),
+    });
+    let lines = block.lines.iter().filter(|line| line.word(0) == "bind");
+    first.chain(lines.cloned()).collect()
 }
 
 /// The one `use_backend`, if it is without a condition.

@@ -49,6 +49,37 @@ impl Group {
 }
 
 impl Import<'_> {
+    /// All addresses of the servers in the blocks of `tree`, whether they are imported or not.
+    pub(super) fn listens(&mut self, tree: &[Directive]) {
+        for block in tree {
+            let is_http = match block.name.as_str() {
+                "stream" => false,
+                "http" => true,
+                // In a file that is included in the block itself.
+                "server" => {
+                    self.listens_of(block, false);
+                    continue;
+                }
+                _ => continue,
+            };
+            for server in block.inside().iter().filter(|d| d.name == "server") {
+                self.listens_of(server, is_http);
+            }
+        }
+    }
+
+    fn listens_of(&mut self, server: &Directive, is_http: bool) {
+        for listen in server.inside().iter().filter(|d| d.name == "listen") {
+            let has = |word: &str| listen.arguments.iter().any(|argument| argument == word);
+            let port = is_http.then_some(80);
+            let bind = value::listen(listen.first(), port, has("ipv6only=off"));
+            for address in bind.unwrap_or_else(|_| vec![listen.first().to_owned()]) {
+                let is_udp = has("udp") || has("quic");
+                self.document.listens(&listen.place, is_udp, address);
+            }
+        }
+    }
+
     pub(super) fn listen(&mut self, listen: &Directive) -> Result<Group, String> {
         let has = |word: &str| listen.arguments.iter().any(|argument| argument == word);
         if has("ssl") || has("quic") {
