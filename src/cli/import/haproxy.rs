@@ -787,7 +787,8 @@ mod tests {
             );
             let lists = document.expect("an import").report().to_string();
             for part in [
-                format!("f:7: `tcp-request connection reject {rule}`: write `{key}` into").as_str(),
+                format!("f:7: `tcp-request connection reject {rule}`: `{key}` limits by it")
+                    .as_str(),
                 "f:5: `tcp-request connection track-sc0 src`: `connection_rate_per_source` and",
                 "f:6: `http-request track-sc1 src`: in `mode tcp` HAProxy ignores it; \
                  `connection_rate_per_source` and",

@@ -12,6 +12,10 @@ use crate::{
 /// What an import writes for a rule that it cannot carry over: without it clients would be served
 /// that the rule refuses.
 pub(crate) const UNDECIDED: &str = "undecided";
+/// What is to be done with it.
+pub(crate) const INSTEAD: &str = "write \"allow PEER\" or \"deny PEER\" in the place of \
+                                  \"undecided\", or take it out and write a limit into the \
+                                  listener, such as `max_connections_per_source`";
 
 pub(crate) fn parse(text: &str) -> Result<AccessRule, Fault> {
     read(text).map_err(|fault| {
@@ -26,10 +30,9 @@ fn read(text: &str) -> Result<AccessRule, Fault> {
         return Err(Fault::new(format!(
             "{UNDECIDED:?} stands for an access rule that an import could not carry over"
         ))
-        .hint(
-            "put \"allow PEER\" or \"deny PEER\" in its place; without the line the clients that \
-             the rule refuses are served",
-        ));
+        .hint(format!(
+            "{INSTEAD}; without either the clients that the rule refuses are served"
+        )));
     }
     let mut words = text.split_whitespace();
     let (Some(verb), Some(peers), None) = (words.next(), words.next(), words.next()) else {

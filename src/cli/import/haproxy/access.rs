@@ -5,7 +5,10 @@ use super::{
     Import,
     syntax::{Block, Line},
 };
-use crate::{config::text::quote::quoted, sys::files};
+use crate::{
+    config::{text::quote::quoted, value::access::INSTEAD},
+    sys::files,
+};
 use std::path::Path;
 
 /// A list in a larger file is not read.
@@ -76,16 +79,14 @@ impl Import<'_> {
         undecided.dedup_by(|a, b| a.place == b.place);
         for line in &undecided {
             let text = match (limit_instead(&blocks, line), line.word(1)) {
-                (Some(key), _) => format!(
-                    "write `{key}` into the listener, and take out \"undecided\": until then \
-                     `check` refuses the result"
-                ),
+                (Some(key), _) => format!("`{key}` limits by it: {UNDECIDED}; {INSTEAD}"),
                 (None, "connection") if has_proxy => format!(
-                    "it looks at the peer, `access` at the client in the PROXY header: {UNDECIDED}"
+                    "it looks at the peer, `access` at the client in the PROXY header: \
+                     {UNDECIDED}; {INSTEAD}"
                 ),
                 (None, _) => format!(
                     "`access` knows addresses alone, and the first rule that matches decides: \
-                     {UNDECIDED}"
+                     {UNDECIDED}; {INSTEAD}"
                 ),
             };
             self.lost(line, &text);
@@ -110,7 +111,7 @@ impl Import<'_> {
     }
 }
 
-const UNDECIDED: &str = "`check` refuses the result until a rule takes the place of \"undecided\"";
+const UNDECIDED: &str = "`check` refuses the result until that is decided";
 /// What becomes of counters of clients.
 pub(super) const COUNTERS: &str = "`connection_rate_per_source` and `max_connections_per_source` \
                                    count clients without a table";

@@ -4,10 +4,10 @@ use super::{
     super::document::{List, Section, network, undecided},
     Directive, Import, Scope,
 };
-use crate::config::text::quote::quoted;
+use crate::config::{text::quote::quoted, value::access::INSTEAD};
 
 const UNDECIDED: &str = "without it clients would be served that nginx refuses: `check` refuses \
-                         the result until a rule takes the place of \"undecided\" in `access`";
+                         the result until that is decided";
 
 impl<'a> Import<'a> {
     pub(super) fn access(&mut self, section: &mut Section, server: &'a Directive, scope: &Scope) {
@@ -38,7 +38,8 @@ impl<'a> Import<'a> {
     fn undecided(&mut self, rule: &Directive, list: &mut Vec<(String, String)>) {
         let text = format!("{} {}", rule.name, rule.text());
         list.push(undecided(&rule.place, &text));
-        self.document.note(List::Lost, &rule.place, UNDECIDED);
+        let text = format!("{UNDECIDED}; {INSTEAD}");
+        self.document.note(List::Lost, &rule.place, text);
     }
 
     /// What may refuse clients of a server, and has no counterpart.
