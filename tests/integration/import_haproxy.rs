@@ -193,3 +193,35 @@ fn the_configuration_of_haproxy_on_its_page_is_valid() {
     let output = proc::run(secs(20), command);
     assert!(output.status.success(), "{}", text(&output));
 }
+
+/// As many sessions of an address as HAProxy lets in, and another one once one of them has ended.
+#[test]
+fn the_same_number_of_connections_of_a_source() {
+    let server = Server::named("b1");
+    for (rule, most) in [("src_conn_cur gt 20", 20), ("sc_conn_cur(0) ge 20", 19)] {
+        let (_haproxy, first, _tembuku, second) = start(&format!(
+            "listen db\n  mode tcp\n  bind LISTEN\n\
+             \x20 stick-table type ip size 1k expire 30s store conn_cur\n\
+             \x20 tcp-request connection track-sc0 src\n\
+             \x20 tcp-request connection reject if {{ {rule} }}\n  server b1 {}\n",
+            server.addr
+        ));
+        for addr in [first, second] {
+            let mut held = Vec::new();
+            wait_until("no session of the start is left", secs(20), || {
+                held.clear();
+                while let Ok((stream, name)) = session(addr)
+                    && name == "b1"
+                {
+                    held.push(stream);
+                }
+                held.len() == most
+            });
+            assert!(ask(addr).map_or(true, |name| name.is_empty()), "{addr}");
+            held.pop();
+            wait_until("another one", secs(20), || {
+                ask(addr).is_ok_and(|name| name == "b1")
+            });
+        }
+    }
+}

@@ -801,6 +801,75 @@ mod tests {
     }
 
     #[test]
+    fn a_plain_limit_of_a_source_becomes_its_key() {
+        const TABLE: &str = "stick-table type ip size 1m expire 30s store conn_rate(1s),conn_cur";
+        const TRACK: &str = "tcp-request connection track-sc0 src";
+        let with = |lines: &[&str]| {
+            let text = format!(
+                "listen l\n bind :1\n {}\n server a 10.0.0.1:1\n",
+                lines.join("\n ")
+            );
+            import(&text, "f").expect("an import").toml()
+        };
+        let reject = |what: &str| format!("tcp-request connection reject if {{ {what} }}");
+        for (what, most) in [
+            ("src_conn_cur gt 20", 20),
+            ("sc0_conn_cur gt 20", 20),
+            ("sc_conn_cur(0) ge 20", 19),
+        ] {
+            let toml = with(&[TABLE, TRACK, &reject(what)]);
+            let line = format!("max_connections_per_source = {most} ");
+            assert!(
+                toml.contains(&line) && !toml.contains("undecided"),
+                "{toml}"
+            );
+            config::parse(&toml, "f").unwrap_or_else(|e| panic!("{toml}\n{e}"));
+        }
+        let plain = reject("src_conn_cur gt 20");
+        let accept = "tcp-request connection accept if { src 10.0.0.0/8 }";
+        for lines in [
+            // The connection itself does not count.
+            &[TABLE, &plain, TRACK][..],
+            &[TABLE, &plain],
+            // Not all are counted, or in another way.
+            &[TABLE, accept, TRACK, &plain],
+            &[TABLE, "tcp-request connection track-sc0 src if x", &plain],
+            &[TABLE, TRACK, "tcp-request connection track-sc1 src", &plain],
+            &[
+                TABLE,
+                "tcp-request connection track-sc0 src table t",
+                &plain,
+            ],
+            &[
+                "stick-table type ip size 1m store conn_rate(1s)",
+                TRACK,
+                &plain,
+            ],
+            &[
+                "stick-table type string size 1m store conn_cur",
+                TRACK,
+                &plain,
+            ],
+            // It is more than a limit.
+            &[
+                TABLE,
+                TRACK,
+                &reject("src_conn_cur gt 20 } { src 10.0.0.0/8"),
+            ],
+            &[TABLE, TRACK, &reject("src_conn_cur(t) gt 20")],
+            &[TABLE, TRACK, &reject("sc1_conn_cur gt 20")],
+            &[TABLE, TRACK, &reject("src_conn_cur eq 20")],
+            &[TABLE, TRACK, &reject("src_conn_cur ge 1")],
+            // Two listeners would count for themselves.
+            &["bind :2 accept-proxy", TABLE, TRACK, &plain],
+        ] {
+            let toml = with(lines);
+            assert!(!toml.contains("max_connections_per_source ="), "{toml}");
+            assert!(toml.contains("\"undecided\""), "{toml}");
+        }
+    }
+
+    #[test]
     fn sessions_are_recorded_where_haproxy_does_it() {
         let text = "global\n log /dev/log local0\ndefaults\n mode tcp\n log global\n\
                     option tcplog\n option dontlognull\nlisten a\n bind :1\n\

@@ -26,7 +26,14 @@ struct Rule<'a> {
 
 impl Import<'_> {
     /// Rules for connections, then those for the content, of the frontend and of its backend.
-    pub(super) fn access(&mut self, section: &mut Section, block: &Block, target: &Block) {
+    /// `is_only`: the frontend becomes one listener.
+    pub(super) fn access(
+        &mut self,
+        section: &mut Section,
+        block: &Block,
+        target: &Block,
+        is_only: bool,
+    ) {
         let mut blocks = vec![block];
         if !std::ptr::eq(block, target) {
             blocks.push(target);
@@ -49,6 +56,12 @@ impl Import<'_> {
             for line in lines {
                 // Of the peer, and not of the client in its header.
                 let is_of_peer = has_proxy && kind == "connection";
+                let can_limit = is_only && !has_proxy && !section.has(PER_SOURCE);
+                if let Some(most) = source_limit(block, line).filter(|_| can_limit) {
+                    section.set(PER_SOURCE, most, &line.place);
+                    self.carried(line);
+                    continue;
+                }
                 match (rule(block, line).filter(|_| !is_of_peer), rejects(line)) {
                     (Some(rule), _) => set.push(rule),
                     // Without it the client is let pass as well, after a look at the content.
@@ -116,6 +129,69 @@ const UNDECIDED: &str = "`check` refuses the result until that is decided";
 pub(super) const COUNTERS: &str = "`connection_rate_per_source` and `max_connections_per_source` \
                                    count clients without a table";
 
+const PER_SOURCE: &str = "max_connections_per_source";
+
+/// How many connections of a source a rule allows that does nothing else: the section counts each
+/// one, before the rule and in a table of its own.
+fn source_limit(block: &Block, line: &Line) -> Option<u32> {
+    let words: Vec<&str> = line.words.iter().map(String::as_str).collect();
+    let [
+        "tcp-request",
+        "connection",
+        "reject",
+        "if",
+        "{",
+        what,
+        how,
+        most,
+        "}",
+    ] = words[..]
+    else {
+        return None;
+    };
+    let between = |begin, end| what.strip_prefix(begin)?.strip_suffix(end);
+    let counter = match what {
+        // What any of them has counted.
+        "src_conn_cur" => "",
+        _ => between("sc_conn_cur(", ")").or(between("sc", "_conn_cur"))?,
+    };
+    let most: u32 = most.parse().ok()?;
+    let most = match how {
+        "gt" => most,
+        "ge" => most.checked_sub(1)?,
+        _ => return None,
+    };
+    let track = |rule: &Line| rule.word(2).strip_prefix("track-sc").map(str::to_owned);
+    let is_track = |rule: &Line| {
+        let number = track(rule).unwrap_or_default();
+        rule.text() == format!("tcp-request connection track-sc{number} src")
+            && (counter.is_empty() || number == counter)
+    };
+    // What is accepted before it has no limit.
+    let rules = || block.all().filter(|rule| rule.word(0) == "tcp-request");
+    let before: Vec<&Line> = rules()
+        .take_while(|rule| rule.place != line.place)
+        .filter(|rule| rule.word(1) == "connection")
+        .collect();
+    let is_counted = before.iter().filter(|rule| is_track(rule)).count() == 1
+        && before
+            .iter()
+            .all(|rule| rejects(rule) == Some(true) || is_track(rule))
+        && rules().filter(|rule| track(rule).is_some()).count() == 1;
+    (is_counted && most > 0 && counts_connections(block)).then_some(most)
+}
+
+/// Whether the table of the section has the connections of each address.
+fn counts_connections(block: &Block) -> bool {
+    let mut tables = block.all().filter(|line| line.word(0) == "stick-table");
+    tables.any(|table| {
+        let mut words = table.words.iter().map(String::as_str);
+        let is_by_address = ["ip", "ipv6"].contains(&table.word(2)) && table.word(1) == "type";
+        let stored = words.by_ref().skip_while(|word| *word != "store").nth(1);
+        is_by_address && stored.is_some_and(|what| what.split(',').any(|one| one == "conn_cur"))
+    })
+}
+
 /// The key of a listener that limits what the rule looks at, also by the `acl` that it names.
 fn limit_instead(blocks: &[&Block], line: &Line) -> Option<&'static str> {
     let names = |acl: &Line| {
@@ -132,7 +208,7 @@ fn limit_instead(blocks: &[&Block], line: &Line) -> Option<&'static str> {
         if of_source && counts(["conn_rate", "sess_rate", "http_req_rate"]) {
             Some("connection_rate_per_source")
         } else if of_source && counts(["conn_cur", "sess_cur", "trackers"]) {
-            Some("max_connections_per_source")
+            Some(PER_SOURCE)
         } else if word.starts_with("fe_sess_rate") || word.starts_with("fe_conn_rate") {
             Some("connection_rate")
         } else {

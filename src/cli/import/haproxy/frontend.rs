@@ -49,6 +49,7 @@ impl<'a> Import<'a> {
             self.note(List::Lost, &place, &format!("left out: {why}"));
         }
         let upstream = self.backend(target);
+        let is_only = all_binds.len() == 1;
         for binds in all_binds {
             let name = self.document.name("listeners", &block.name);
             let mut section = Section::new(header("listeners", &name), &block.place);
@@ -63,7 +64,7 @@ impl<'a> Import<'a> {
             }
             self.limits(&mut section, block, target);
             self.expect_proxy(&mut section, block);
-            self.access(&mut section, block, target);
+            self.access(&mut section, block, target, is_only);
             self.log(block);
             self.document.sections.push(section);
         }
