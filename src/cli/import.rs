@@ -62,6 +62,14 @@ struct Input {
     force: bool,
 }
 
+impl Input {
+    /// The file that is written, if it is not standard output.
+    fn target(&self) -> Option<&Path> {
+        let file = self.output.as_deref();
+        file.filter(|file| *file != Path::new("-"))
+    }
+}
+
 /// From a text and the name of its file. An error is a whole message.
 type Convert = fn(&str, &str) -> Result<Document, String>;
 
@@ -72,10 +80,18 @@ pub(super) fn run(arguments: &Import) -> ExitCode {
         From::Haproxy(input) => (input, haproxy::import, "HAProxy"),
     };
     let name = input.file.display().to_string();
+    let command = format!("tembuku import {} {name}", program.to_lowercase());
+    if let Some(there) = input
+        .target()
+        .filter(|file| file.symlink_metadata().is_ok())
+        && !input.force
+    {
+        complain(&format!("{}\n", is_there(there, &command)));
+        return ExitCode::FAILURE;
+    }
     let result = read(&input.file).and_then(|text| {
         convert(&text, &name).map_err(|why| format!("{why}{}", other_program(&text, program)))
     });
-    let command = format!("tembuku import {} {name}", program.to_lowercase());
     match result.and_then(|document| write(document, program, &command, input)) {
         Ok(has_lost) => match has_lost && input.strict {
             true => ExitCode::FAILURE,
@@ -159,12 +175,9 @@ fn write(
         false => document.complete(program),
     }
     let toml = format!("{}{}", report.comments(command), document.toml());
-    let file = input
-        .output
-        .as_deref()
-        .filter(|file| *file != Path::new("-"));
+    let file = input.target();
     match file {
-        Some(file) => create(file, &toml, input.force)?,
+        Some(file) => create(file, &toml, input.force, command)?,
         None => print(&toml)?,
     }
     let name = file.map_or("the result".into(), Path::to_string_lossy);
@@ -178,18 +191,22 @@ fn write(
     Ok(report.has(List::Lost))
 }
 
-fn create(file: &Path, toml: &str, may_replace: bool) -> Result<(), String> {
+fn is_there(file: &Path, command: &str) -> String {
+    let file = file.display();
+    format!(
+        "error: {file} is there already\n  hint: --force overwrites it; `{command} --sections >> \
+         {file}` appends to it"
+    )
+}
+
+fn create(file: &Path, toml: &str, may_replace: bool, command: &str) -> Result<(), String> {
     let create = || File::create_new(file)?.write_all(toml.as_bytes());
     let result = match may_replace {
         true => files::replace(file, toml.as_bytes()),
         false => create(),
     };
     result.map_err(|e| match e.kind() {
-        io::ErrorKind::AlreadyExists => format!(
-            "error: {} is there already\n  hint: --force overwrites it; to append to it, take \
-             `--sections` and `>>`",
-            file.display()
-        ),
+        io::ErrorKind::AlreadyExists => is_there(file, command),
         _ => format!("error: cannot write {}: {e}", file.display()),
     })
 }

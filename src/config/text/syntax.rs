@@ -24,6 +24,7 @@ pub(crate) fn parse<'a>(text: &'a str, report: &Report) -> (Spanned<DeTable<'a>>
         return (tree, reliable);
     }
     let mut reported = HashSet::new();
+    let mut twice = HashSet::new();
     // Whatever follows a bracket that is not closed was read as a part of it, and is no mistake.
     let mut end = text.len();
     let strange: Vec<usize> = errors
@@ -51,6 +52,9 @@ pub(crate) fn parse<'a>(text: &'a str, report: &Report) -> (Spanned<DeTable<'a>>
     }
     for error in errors {
         let span = error.span().unwrap_or(0..0);
+        if error.message() == DUPLICATE && is_in_second(text, span.start, &mut twice) {
+            continue;
+        }
         // After the first mistake in a line the parser often stumbles over the rest of it.
         if span.start <= end && reported.insert(lines.number(span.start)) {
             let (span, fault) = explain(text, &lines, span, error.message());
@@ -105,6 +109,25 @@ fn other_format(text: &str) -> Option<(Span, Fault)> {
 
 const DUPLICATE: &str = "duplicate key";
 
+/// Whether the position is in a table that is there twice and has been reported. `twice`: the
+/// names of such tables.
+fn is_in_second<'a>(text: &'a str, at: usize, twice: &mut HashSet<&'a str>) -> bool {
+    let end = text[at..].find('\n').map_or(text.len(), |n| at + n);
+    let begin = text[..end].rfind("\n[").map_or(0, |n| n + 1);
+    let Some(name) = text[begin..end].strip_prefix('[') else {
+        return false;
+    };
+    let name = name.split(']').next().unwrap_or_default();
+    let above = name.match_indices('.').map(|(n, _)| &name[..n]);
+    if above.chain([name]).any(|table| twice.contains(table)) {
+        return true;
+    }
+    if !text[begin..at].contains('\n') {
+        twice.insert(name);
+    }
+    false
+}
+
 /// Messages of the parser about a value that is neither in quotes nor of another type.
 const UNQUOTED: [&str; 4] = [
     "string values must be quoted",
@@ -123,10 +146,12 @@ fn explain(text: &str, lines: &Lines, span: Span, message: &str) -> (Span, Fault
         let fault = match line.split_inclusive(']').next() {
             Some(header) if header.starts_with('[') => {
                 Fault::new(format!("the table {} is there twice", shorten(header)))
+                    .hint("keep one of the two, or rename one, also where its name is used")
             }
-            _ => Fault::new(format!("the key {} is there twice", quoted_key(name))),
+            _ => Fault::new(format!("the key {} is there twice", quoted_key(name)))
+                .hint("keep one of the two"),
         };
-        return (span, fault.hint("keep one of the two"));
+        return (span, fault);
     }
     let ours = [
         (
