@@ -11,7 +11,10 @@ pub(super) fn quote(bytes: &[u8]) -> String {
     let mut out = String::from("\"");
     for &byte in bytes.iter().take(MOST) {
         // Writing to a String does not fail.
-        let _ = write!(out, "{}", byte.escape_ascii());
+        let _ = match byte {
+            b'\'' => write!(out, "'"),
+            _ => write!(out, "{}", byte.escape_ascii()),
+        };
     }
     out.push('"');
     if bytes.len() > MOST {
@@ -36,6 +39,7 @@ mod tests {
     #[test]
     fn it_is_short_and_printable() {
         assert_eq!(quote(b"+PONG\r\n\0\xff\"\\"), r#""+PONG\r\n\x00\xff\"\\""#);
+        assert_eq!(quote(b"user 'a'"), "\"user 'a'\"");
         let long = quote(&[7; 1000]);
         assert!(long.is_ascii() && long.len() < 400 && long.ends_with("(1000 bytes)"));
         assert!(!long.contains('\u{7}'));
