@@ -67,7 +67,7 @@ pub fn missing_folder_of(path: &Path) -> Option<&Path> {
     folder.filter(|folder| !folder.exists())
 }
 
-/// Opens for appending, and creates what is not there. Writes do not block: see [`wait_writable`].
+/// Opens for appending, and creates what is not there: it may name clients. Writes do not block: see [`wait_writable`].
 pub fn append(path: &Path) -> io::Result<File> {
     let flags = OFlags::WRONLY
         | OFlags::CREATE
@@ -75,7 +75,7 @@ pub fn append(path: &Path) -> io::Result<File> {
         | OFlags::NONBLOCK
         | OFlags::CLOEXEC
         | OFlags::NOCTTY;
-    match rustix::fs::open(path, flags, Mode::from_raw_mode(0o666)) {
+    match rustix::fs::open(path, flags, Mode::from_raw_mode(0o640)) {
         Ok(file) => Ok(File::from(file)),
         Err(Errno::NXIO) if is_fifo(path) => Err(io::Error::new(
             io::ErrorKind::NotConnected,

@@ -304,7 +304,7 @@ fn open(destination: &Destination) -> io::Result<File> {
 mod tests {
     use super::*;
     use rustix::fs::{FileType, Mode, OFlags, mknodat};
-    use std::io::Read as _;
+    use std::{io::Read as _, os::unix::fs::PermissionsExt as _};
 
     #[test]
     fn lines_arrive_in_order_and_a_reopened_file_is_a_new_one() {
@@ -314,6 +314,9 @@ mod tests {
         let lines = Lines::open(Destination::File(path.clone())).expect("opened");
         (0..100).for_each(|i| lines.write(format!("{i}\n").into_bytes()));
         lines.flush();
+        // It names clients.
+        let mode = std::fs::metadata(&path).expect("a file").permissions();
+        assert_eq!(mode.mode() & 0o137, 0, "{mode:?}");
         std::fs::rename(&path, &moved).expect("moved");
         lines.reopen();
         lines.write(b"new\n".to_vec());
