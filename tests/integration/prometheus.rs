@@ -155,11 +155,11 @@ fn alerts_fire_in_a_failure_and_the_dashboard_has_data() {
     prometheus.wait_alert("TembukuBackendOutOfService");
     drop(servers);
     prometheus.wait_alert("TembukuNoBackend");
-    // A client that finds nothing, again and again: a rate takes two samples.
+    // A client that finds nothing, again and again.
     wait_until("a session without a backend", secs(60), || {
         let _ = ask(listen);
-        let query = "rate(tembuku_sessions_closed_total{reason=~\"no_backend|backends_full|\
-                     connect_failed|queue_timeout|hold_timeout\"}[5m]) > 0";
+        let query = "changes(tembuku_sessions_closed_total{reason=~\"no_backend|backends_full|\
+                     connect_failed|queue_timeout|hold_timeout\"}[3m]) > 1";
         prometheus.series(query) > 0
     });
     prometheus.wait_alert("TembukuSessionsWithoutBackend");
@@ -203,13 +203,24 @@ fn alerts_fire_in_a_failure_and_the_dashboard_has_data() {
 
 /// Which alerts fire by which series, as promtool sees it.
 const NODES: &str = include_str!("prometheus/nodes.yml");
+const CLIENTS: &str = include_str!("prometheus/clients.yml");
 
 #[test]
 fn nodes_that_differ_are_reported_and_others_are_not() {
+    test_rules(NODES);
+}
+
+#[test]
+fn a_single_client_that_is_refused_fires_no_alert() {
+    test_rules(CLIENTS);
+}
+
+#[track_caller]
+fn test_rules(tests: &str) {
     let dir = TempDir::new();
     let rules = format!("{PACKAGING}/prometheus/tembuku.rules.yml");
     fs::copy(rules, dir.file("tembuku.rules.yml")).unwrap();
-    let test = dir.write("nodes.yml", NODES);
+    let test = dir.write("tests.yml", tests);
     let mut promtool = Command::new("promtool");
     promtool.args(["test", "rules"]).arg(test);
     assert!(run_ok(secs(30), promtool).contains("SUCCESS"));
