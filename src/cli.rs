@@ -172,9 +172,10 @@ struct Run {
 
 /// The whole program; the code is the process's.
 pub fn main() -> ExitCode {
-    let matches = match <Cli as clap::CommandFactory>::command().try_get_matches() {
+    let mut command = <Cli as clap::CommandFactory>::command();
+    let matches = match command.try_get_matches_from_mut(std::env::args_os()) {
         Ok(matches) => matches,
-        Err(usage) if usage.use_stderr() => return refuse(&usage),
+        Err(usage) if usage.use_stderr() => return refuse(&with_whole_usage(usage, &mut command)),
         // Help or the version.
         Err(asked) => return code(written(asked.print())),
     };
@@ -276,6 +277,20 @@ fn planned(plan: Result<Plan, config::Problems>, file: Option<PathBuf>) -> ExitC
             ExitCode::FAILURE
         }
     }
+}
+
+/// Where an argument is missing, clap shows those that are there as if they were required, such as
+/// the file that a variable names.
+fn with_whole_usage(mut error: clap::Error, command: &mut clap::Command) -> clap::Error {
+    let word = std::env::args().nth(1);
+    let subcommand = word.and_then(|word| command.find_subcommand_mut(word));
+    if let Some(subcommand) = subcommand
+        && error.kind() == ErrorKind::MissingRequiredArgument
+    {
+        let usage = ContextValue::StyledStr(subcommand.render_usage());
+        error.insert(ContextKind::Usage, usage);
+    }
+    error
 }
 
 /// A command line that is not understood.

@@ -5,7 +5,7 @@
 use super::request::{Refusal, decode, hint, read_body, require, shown};
 use crate::{
     config::parse_duration,
-    control::{AddressError, State, Unknown, WeightRefused},
+    control::{AddressError, State, Unknown, View, WeightRefused},
     plan::{MOST_WEIGHT, SessionAction},
     upstream::pool::{AdminChange, AdminOrder, AdminState},
 };
@@ -188,6 +188,8 @@ fn set_weight(
             "weight": set.to,
             "weight_in_file": set.in_file,
             "by_operator": set.is_by_operator,
+            "without_backend": Some(set.to).filter(|to| *to == 0)
+                .and_then(|_| without_backend(&state.view(), upstream)),
         })),
         Err(WeightRefused::Unknown(unknown)) => Err(not_there(upstream, backend, &unknown)),
         Err(WeightRefused::TooMuch { sum, most }) => Err(Refusal::new(
@@ -272,14 +274,9 @@ fn shown_change(
         SessionAction::Keep | SessionAction::Move => None,
     });
     let close_after = order.close_after.filter(|_| is_out).or(on_drain);
-    let pool = view.pools().find(|pool| *pool.name == *upstream);
-    let is_any_left = pool.is_none_or(|pool| pool.is_available(Instant::now()));
-    let without = plan
-        .filter(|_| !is_any_left)
-        .map(|plan| json!({ "hold_timeout_seconds": plan.waits.hold_timeout.as_secs_f64() }));
     json!({
         "close_after_seconds": close_after.map(|after| after.as_secs_f64()),
-        "without_backend": without,
+        "without_backend": plan.and_then(|_| without_backend(&view, upstream)),
         "upstream": upstream,
         "backend": backend,
         "admin_state": order.admin_state.word(),
@@ -287,6 +284,15 @@ fn shown_change(
         "state": change.to.word(),
         "connections": change.sessions,
     })
+}
+
+/// What becomes of new sessions of an upstream, if no backend takes any now.
+fn without_backend(view: &View, upstream: &str) -> Option<Value> {
+    let plan = view.plan.upstreams.iter().find(|u| u.name == upstream)?;
+    let pool = view.pools().find(|pool| *pool.name == *upstream)?;
+    let is_any_left = pool.is_available(Instant::now());
+    let hold_timeout = plan.waits.hold_timeout.as_secs_f64();
+    (!is_any_left).then(|| json!({ "hold_timeout_seconds": hold_timeout }))
 }
 
 fn not_there(upstream: &str, backend: &str, unknown: &Unknown) -> Refusal {

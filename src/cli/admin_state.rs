@@ -86,7 +86,7 @@ pub(super) struct Out {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Target {
+pub(super) enum Target {
     Backend(Name),
     /// In every upstream that has it.
     Address(String),
@@ -128,7 +128,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     })
 }
 
-fn target(text: &str) -> Result<Target, String> {
+pub(super) fn target(text: &str) -> Result<Target, String> {
     match text.split_once('/') {
         None if !text.is_empty() => Ok(Target::Address(text.to_owned())),
         // The address of a unix socket has slashes of its own.
@@ -171,6 +171,32 @@ pub(super) fn set(
 }
 
 impl Name {
+    /// The backends of a running process that a target names; at least one.
+    pub(super) fn find(status: &Status, target: &Target) -> Result<Vec<Self>, String> {
+        let upstreams = status.upstreams.iter();
+        let all = upstreams.flat_map(|u| u.backends.iter().map(move |b| (u, b)));
+        let named = all.filter(|(upstream, backend)| match target {
+            Target::Backend(name) => name.is(&upstream.name, &backend.address),
+            Target::Address(address) => *address == backend.address,
+        });
+        let named = named.map(|(upstream, backend)| Self {
+            upstream: upstream.name.clone(),
+            backend: backend.address.clone(),
+        });
+        let named: Vec<Self> = named.collect();
+        let text = match target {
+            Target::Backend(name) => name.to_string(),
+            Target::Address(address) => clean(address),
+        };
+        match named.is_empty() {
+            true => Err(format!(
+                "error: there is no backend {text}\n  hint: `tembuku status` shows those that \
+                 there are\n"
+            )),
+            false => Ok(named),
+        }
+    }
+
     /// The upstream and the backend.
     pub(super) fn parts(&self) -> (&str, &str) {
         (&self.upstream, &self.backend)
@@ -514,7 +540,7 @@ fn look(
     Ok(pending)
 }
 
-fn find<'a>(status: &'a Status, name: &Name) -> Option<&'a Backend> {
+pub(super) fn find<'a>(status: &'a Status, name: &Name) -> Option<&'a Backend> {
     let mut upstreams = status.upstreams.iter();
     let upstream = upstreams.find(|u| u.name == name.upstream)?;
     let mut backends = upstream.backends.iter();

@@ -361,6 +361,8 @@ pub(super) struct WeightChange {
     pub(super) weight: u64,
     pub(super) weight_in_file: u64,
     pub(super) by_operator: bool,
+    #[serde(default)]
+    pub(super) without_backend: Option<WithoutBackend>,
 }
 
 /// The answers for every upstream that has an address.

@@ -606,7 +606,11 @@ fn invalid_arguments_are_reported() {
         assert_complaint(&[arguments, &["--socket", good]].concat(), code, expected);
     }
     assert_complaint(&["reload", "--wait"], 2, "--wait");
-    assert_complaint(&["weight", &target], 2, "<N>");
+    let mut command = Command::new(binary());
+    command.arg("drain").env("TEMBUKU_CONFIG", "/no/file");
+    let printed = proc::text(&proc::run(secs(10), command));
+    let usage = "Usage: tembuku drain [OPTIONS] [UPSTREAM/BACKEND|ADDRESS]...\n";
+    assert!(printed.contains(usage), "{printed}");
 }
 
 #[test]

@@ -99,6 +99,15 @@ fn a_weight_is_shown_everywhere_and_survives_a_reload() {
         (&5.into(), &1.into())
     );
     assert!(shown["weight_since"].is_string());
+    let printed = tembuku.succeed(&["weight", &target]);
+    let begin = format!("{target}: weight 5 by operator since 20");
+    assert!(printed.starts_with(&begin), "{printed}");
+    assert!(printed.ends_with(", 1 in the file\n"), "{printed}");
+    let of_file = format!("u/{0}: weight 1, as in the file\n", servers[1].addr);
+    assert_eq!(
+        tembuku.succeed(&["weight", &servers[1].addr.to_string()]),
+        of_file
+    );
     assert_eq!(status(&tembuku, 1)["weight_since"], Value::Null);
     let labels = [("backend", backend.as_str())];
     assert_eq!(tembuku.metric("backend_weight", &labels), 5.0);
@@ -132,6 +141,15 @@ fn a_weight_is_shown_everywhere_and_survives_a_reload() {
     tembuku.succeed(&["weight", &target, "0"]);
     assert_eq!(count("b1"), 0);
     tembuku.succeed(&["drain", &format!("u/{}", servers[1].addr)]);
+    // By its address; of the last one that takes sessions.
+    let last = servers[2].addr.to_string();
+    let output = tembuku.command(&["weight", &last, "0"]);
+    let warning = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        warning.starts_with("warning: upstream u has no backend left"),
+        "{warning}"
+    );
+    tembuku.succeed(&["weight", &last, "--reset"]);
     assert!(tembuku.terminate().success());
     let lost: Vec<Value> = tembuku
         .log()
@@ -149,15 +167,17 @@ fn invalid_weights_are_refused() {
     let (tembuku, _front, servers) = three("balance = \"consistent_hash\"");
     let target = format!("u/{}", servers[0].addr);
     for (arguments, code, expected) in [
-        (&["weight", &target][..], 2, "<N>"),
+        (
+            &["weight"][..],
+            2,
+            "weight [OPTIONS] <UPSTREAM/BACKEND|ADDRESS> [N]",
+        ),
         (&["weight", &target, "5", "--reset"], 2, "--reset"),
         (&["weight", &target, "65536"], 2, "65535"),
-        (&["weight", &target, "-1"], 2, "-1"),
-        (
-            &["weight", &servers[0].addr.to_string(), "1"],
-            2,
-            "redis/10.0.0.1:6379",
-        ),
+        (&["weight", &target, "-1"], 2, "number from 0"),
+        (&["weight", &target, "50%"], 2, "number from 0"),
+        (&["weight", "x:1", "1"], 1, "there is no backend x:1"),
+        (&["weight", "u/x:1"], 1, "there is no backend u/x:1"),
         (&["weight", "v/x:1", "1"], 1, "did you mean \"u\"?"),
         (&["weight", "u/x:1", "1"], 1, "has no backend \"x:1\""),
         (
