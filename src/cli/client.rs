@@ -59,8 +59,30 @@ pub(super) struct Reload {
 impl AdminClient {
     /// Errors are whole messages.
     pub(super) fn find(at: &At) -> Result<Self, String> {
+        let (client, warning) = Self::locate(at)?;
+        complain(&warning);
+        Ok(client)
+    }
+
+    /// For a command by which the process reads its file: what is wrong with the file is in the
+    /// error then, and no warning comes before it.
+    pub(super) fn find_to_read<T>(
+        at: &At,
+        command: impl FnOnce(&Self) -> Result<T, String>,
+    ) -> Result<T, String> {
+        let (client, warning) = Self::locate(at)?;
+        let result = command(&client);
+        let file = at.file.config.display().to_string();
+        if result.as_ref().err().is_none_or(|why| !why.contains(&file)) {
+            complain(&warning);
+        }
+        result
+    }
+
+    /// With a warning, or an empty text.
+    fn locate(at: &At) -> Result<(Self, String), String> {
         if let Some(path) = &at.socket {
-            return Ok(Self(path.clone()));
+            return Ok((Self(path.clone()), String::new()));
         }
         let file = &at.file.config;
         let plan = match config::load(file) {
@@ -68,7 +90,7 @@ impl AdminClient {
             Err(problems) => return Self::find_by_invalid(file, &problems),
         };
         match plan.admin.and_then(|admin| admin.socket) {
-            Some(path) => Ok(Self(path)),
+            Some(path) => Ok((Self(path), String::new())),
             None => Err(format!(
                 "error: {} names no admin socket\
                  \n  hint: write socket = \"/run/tembuku/admin.sock\" below [admin] and restart, \
@@ -80,7 +102,7 @@ impl AdminClient {
 
     /// What is wrong with its file is no reason to leave a process that serves without a command:
     /// it was started before, and answers for its file itself in a reload.
-    fn find_by_invalid(file: &Path, problems: &Problems) -> Result<Self, String> {
+    fn find_by_invalid(file: &Path, problems: &Problems) -> Result<(Self, String), String> {
         let Some(socket) = config::admin_socket_of_invalid(file) else {
             return Err(format!(
                 "{problems}error: so the admin socket of the running process is not known\n  hint: \
@@ -88,12 +110,12 @@ impl AdminClient {
             ));
         };
         let (name, count) = (file.display(), counted(problems.len(), "problem"));
-        complain(&format!(
+        let warning = format!(
             "warning: {name} has {count}, see `tembuku check -c {name}`; the running process is \
              reached by the socket that it names, {}\n",
             socket.display()
-        ));
-        Ok(Self(socket))
+        );
+        Ok((Self(socket), warning))
     }
 
     /// The state of everything, also as it was sent.

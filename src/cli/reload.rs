@@ -29,7 +29,7 @@ pub(super) fn run(args: &Arguments) -> ExitCode {
         true => Mode::DryRun,
         false => Mode::Apply,
     };
-    let reloaded = AdminClient::find(&args.at).and_then(|client| client.reload(mode));
+    let reloaded = AdminClient::find_to_read(&args.at, |client| client.reload(mode));
     let shown = reloaded.and_then(|Reload { report, sent }| {
         for warning in &report.warnings {
             complain(&format!("warning: {}\n", clean(warning)));

@@ -29,7 +29,9 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(args: &Arguments) -> ExitCode {
-    code(AdminClient::find(&args.at).and_then(|client| upgrade(args, &client)))
+    code(AdminClient::find_to_read(&args.at, |client| {
+        upgrade(args, client)
+    }))
 }
 
 fn upgrade(args: &Arguments, client: &AdminClient) -> Result<(), String> {

@@ -214,7 +214,13 @@ impl Server {
                 let text = error.to_string();
                 // The others are in the log.
                 let first = text.lines().next().unwrap_or_default();
-                let what = format!("nothing was changed: {first}");
+                let count = match error {
+                    ReloadError::Invalid(problems) if problems.len() > 1 => {
+                        format!(" ({} problems)", problems.len())
+                    }
+                    _ => String::new(),
+                };
+                let what = format!("nothing was changed: {first}{count}");
                 JournalEntry::of_reload(&hash, &hash, ReloadResult::Failed, what)
             }
         };

@@ -185,11 +185,13 @@ impl UpgradeRequest {
     /// Says, and logs, that this process serves as before.
     pub fn fail(&self, error: &UpgradeError, state: &State) {
         let (text, hint) = (error.to_string(), error.hint());
-        tracing::error!(error = text, hint, "upgrade failed, this process goes on");
-        let what = text.clone();
-        state
-            .journal
-            .record(JournalEntry::of_upgrade(UpgradeStage::Failed, what));
+        if self.order.check_only {
+            tracing::warn!(error = text, hint, "upgrade check failed");
+        } else {
+            tracing::error!(error = text, hint, "upgrade failed, this process goes on");
+            let failed = JournalEntry::of_upgrade(UpgradeStage::Failed, error.summarize());
+            state.journal.record(failed);
+        }
         self.send_step(Step::failed(error));
     }
 

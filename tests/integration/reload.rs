@@ -306,6 +306,8 @@ fn a_file_that_is_not_valid_leads_to_its_process() {
         setup.write(&broken);
         let refused = run("reload", 1);
         assert!(refused.contains(&format!("\n --> {file}:")), "{refused}");
+        // The process itself names the problems.
+        assert!(!refused.contains("warning: "), "{refused}");
         assert!(
             refused.ends_with("configuration stays in effect\n"),
             "{refused}"

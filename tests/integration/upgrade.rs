@@ -457,14 +457,27 @@ fn reloads_and_upgrades_are_events() {
     assert_eq!(command("reload").status.code(), Some(1));
     tembuku.write(&(config + "[process]\ndrain_timeout = \"7s\"\n"));
     assert_eq!(command("reload").status.code(), Some(0));
-    let refused = tembuku.try_upgrade(&["--binary", "/bin/false"]);
-    assert_eq!(refused.status.code(), Some(1));
+    let valid = std::fs::read_to_string(tembuku.config()).unwrap();
+    std::fs::write(
+        tembuku.config(),
+        format!("{valid}nonsense = 1\nnames = 1\n"),
+    )
+    .unwrap();
+    for flags in [&["--check"][..], &[]] {
+        let refused = tembuku.try_upgrade(flags);
+        assert_eq!(refused.status.code(), Some(1));
+    }
+    let log = tembuku.first.proc.stderr();
+    assert!(log.contains("upgrade check failed"), "{log}");
+    std::fs::write(tembuku.config(), valid).unwrap();
     tembuku.upgrade();
     let mut shown = String::new();
     wait_until("the new process has all", secs(10), || {
         shown = text(&command("events"));
         shown.contains(": done, ")
     });
+    // A check is no upgrade.
+    assert_eq!(shown.matches(" does not accept ").count(), 1, "{shown}");
     let mut rest = shown.as_str();
     for part in [
         " reload ",
@@ -472,7 +485,8 @@ fn reloads_and_upgrades_are_events() {
         " reload ",
         ": reloaded, process changed\n",
         " upgrade process ",
-        ": failed, ",
+        " does not accept the configuration: error: ",
+        " (2 problems)\n",
         " upgrade process ",
         ": started, ",
         " upgrade process ",

@@ -68,6 +68,19 @@ pub enum UpgradeError {
 }
 
 impl UpgradeError {
+    /// In one line: of the problems of a file the first, and how many there are.
+    pub(super) fn summarize(&self) -> String {
+        let text = self.to_string();
+        let mut lines = text.lines();
+        let what = lines.next().unwrap_or_default();
+        let problems: Vec<&str> = lines.filter(|line| line.starts_with("error: ")).collect();
+        match &problems[..] {
+            [] => what.trim_end_matches(':').to_owned(),
+            [one] => format!("{what} {one}"),
+            [first, ..] => format!("{what} {first} ({} problems)", problems.len()),
+        }
+    }
+
     /// What to do about it.
     pub fn hint(&self) -> &'static str {
         match self {
