@@ -123,6 +123,12 @@ pub(super) const RESOLVERS: &str =
 /// What becomes of a stop that waits for sessions without a limit.
 pub(super) const NO_DRAIN_LIMIT: &str = "it is no limit: drain_timeout has one, 30s by default";
 
+/// What becomes of the format of an access log.
+pub(super) const FIXED_FIELDS: &str = "a record of a session has fixed fields";
+const RECORD: &str = "a record of a session is JSON with the fields remote_addr, listener, \
+                      upstream, backend, connect_time, session_time, bytes_sent, bytes_received, \
+                      close_reason and others";
+
 /// The host of an address with a port, if it is looked up.
 pub(super) fn host_name(address: &str) -> Option<&str> {
     let (host, _) = address.rsplit_once(':')?;
@@ -145,6 +151,8 @@ pub(super) struct Document {
     listens: Vec<(Place, bool, String)>,
     /// The blocks that are in a list as a whole, and the directives in them.
     whole: Vec<(Place, Vec<Place>)>,
+    /// The first directive of which the fields of a record are said.
+    record: Option<Place>,
     /// The names of sections, each with the largest number behind it.
     names: HashMap<String, usize>,
     /// What the other program does where its configuration says nothing, and this one does not.
@@ -184,6 +192,14 @@ impl Document {
             }
         }
         all
+    }
+
+    /// What a record of a session is; the fields are said once.
+    pub(super) fn record(&mut self, place: &Place) -> &'static str {
+        match self.record.get_or_insert_with(|| place.clone()) == place {
+            true => RECORD,
+            false => FIXED_FIELDS,
+        }
     }
 
     /// Whether something is said of the directive.

@@ -243,10 +243,10 @@ impl<'a> Import<'a> {
     fn note_log(&mut self, directive: &Directive, target: &LogTarget) {
         let text = match target {
             LogTarget::Off => return self.carried(directive),
-            LogTarget::Stdout => verdicts::RECORD.to_owned(),
+            LogTarget::Stdout => self.document.record(&directive.place).to_owned(),
             LogTarget::File(path) => format!(
                 "{}; in {path}, since the file of nginx has another format",
-                verdicts::RECORD
+                self.document.record(&directive.place)
             ),
         };
         self.document.note(List::Differs, &directive.place, text);

@@ -8,9 +8,6 @@ use super::{
 };
 use crate::config::text::quote::quoted;
 
-const RECORD: &str = "a record of a session is JSON with the fields remote_addr, listener, \
-                      upstream, backend, connect_time, session_time, bytes_sent, bytes_received, \
-                      close_reason and others";
 const TARGET: &str = "sessions are recorded on standard output, which the journal of a service \
                       keeps, instead of syslog; [log] access may name a file";
 
@@ -88,7 +85,7 @@ impl Import<'_> {
                 "option log-separate-errors" => {
                     (List::Differs, "close_reason of a record says what it is")
                 }
-                _ => (List::Differs, RECORD),
+                _ => (List::Differs, self.document.record(&line.place)),
             };
             self.note(list, &line.place, text);
         }

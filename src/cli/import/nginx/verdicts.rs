@@ -13,7 +13,7 @@ pub(super) enum Verdict {
     Unsupported(&'static str),
 }
 
-use super::super::document::RESOLVERS;
+use super::super::document::{FIXED_FIELDS, RESOLVERS};
 use Verdict::{Carried, Differs, Harmless, Unsupported};
 
 /// The verdict on `name`; `None`: it is no directive of the stream module or around it.
@@ -29,10 +29,6 @@ pub(super) fn verdict(name: &str) -> Option<Verdict> {
         .map(|(_, verdict)| *verdict)
 }
 
-/// The log of sessions.
-pub(super) const RECORD: &str = "a record of a session is JSON with the fields remote_addr, \
-                                 listener, upstream, backend, connect_time, session_time, \
-                                 bytes_sent, bytes_received, close_reason and others";
 const TLS: Verdict = Unsupported("TLS of sessions is not supported yet");
 const SNI: Verdict = Unsupported("routing by server name (SNI) is not supported yet");
 const SCRIPT: Verdict = Unsupported("there are no scripts");
@@ -99,7 +95,7 @@ pub(super) static VERDICTS: &[(&str, Verdict)] = &[
     ("load_module", PROCESS),
     ("location", HTTP),
     ("lock_file", PROCESS),
-    ("log_format", Differs(RECORD)),
+    ("log_format", Differs(FIXED_FIELDS)),
     ("mail", Unsupported("left out: nginx can go on serving it")),
     ("map", VARIABLE),
     ("map_hash_*", MEMORY),
