@@ -67,7 +67,8 @@ pub fn missing_folder_of(path: &Path) -> Option<&Path> {
     folder.filter(|folder| !folder.exists())
 }
 
-/// Opens for appending, and creates what is not there: it may name clients. Writes do not block: see [`wait_writable`].
+/// Opens for appending, and creates what is not there: it may name clients. Writes do not block:
+/// see [`wait_writable`].
 pub fn append(path: &Path) -> io::Result<File> {
     let flags = OFlags::WRONLY
         | OFlags::CREATE

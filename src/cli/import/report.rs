@@ -141,7 +141,8 @@ impl Report {
     }
 
     /// For the head of a file, which then says on its own what it lacks: comments, with what
-    /// nothing listens at, a list for what is lost and one for what differs. `command`: what has made it.
+    /// nothing listens at, a list for what is lost and one for what differs. `command`: what has
+    /// made it.
     pub(super) fn comments(&self, command: &str) -> String {
         let mut out = String::new();
         let mut add = |text: &str| {
