@@ -127,6 +127,7 @@ enum Command {
     Ready(admin_state::Ready),
     /// Give backends nothing new, and do not check them either; sessions stay unless `on_drain` or
     /// --close-after ends them
+    #[command(mut_arg("node", |node| node.hide(true)))]
     Maint(admin_state::Out),
     /// Give a backend another weight than the file does, until the process ends
     Weight(weight::Arguments),

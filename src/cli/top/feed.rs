@@ -54,7 +54,7 @@ pub(super) struct Data {
     /// By the names of [`listener_key`] and [`backend_key`]; empty at first.
     pub(super) rates: HashMap<String, Rates>,
     /// Where they were asked for, with bytes per second.
-    pub(super) sessions: Vec<(Session, f64)>,
+    pub(super) sessions: Vec<(Session, Option<f64>)>,
     /// Whether there are more sessions.
     pub(super) is_more: bool,
     /// The newest first.
@@ -206,7 +206,7 @@ fn look(client: &AdminClient, wants: &Wants, before: &mut Option<Before>) -> Res
             let passed = at.saturating_duration_since(before.at);
             Some(rate(*known, bytes(&session), passed))
         });
-        (session, rate.unwrap_or_default())
+        (session, rate)
     });
     let data = Data {
         rates,

@@ -283,7 +283,7 @@ fn listener(l: &Listener, data: &Data) -> Entry {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
-fn session(s: &Session, rate: f64) -> Entry {
+fn session(s: &Session, rate: Option<f64>) -> Entry {
     let backend = s.backend.as_deref().map_or_else(|| "-".to_owned(), shown);
     let port = s
         .backend_port
@@ -295,7 +295,7 @@ fn session(s: &Session, rate: f64) -> Entry {
             backend.clone(),
             span(s.age_seconds),
             span(s.idle_seconds),
-            short(rate),
+            rate.map_or_else(|| "-".to_owned(), short),
             short(s.received_bytes as f64),
             short(s.sent_bytes as f64),
         ],
@@ -311,7 +311,7 @@ fn session(s: &Session, rate: f64) -> Entry {
         sessions: 1,
         is_well: true,
         rates: Rates {
-            from_clients: rate,
+            from_clients: rate.unwrap_or_default(),
             ..Rates::default()
         },
         state_rank: 0,
