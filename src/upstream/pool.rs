@@ -56,7 +56,7 @@ use crate::{
         pool::{
             configured::{Configured, Remembered},
             effective_verdict::Review,
-            endpoint::{Endpoint, EndpointConfig},
+            endpoint::{BoxedEndpoint, Endpoint, EndpointConfig},
             event::{Events, Outages},
             index::{DepartedIndex, Index},
             locked::Locked,
@@ -110,13 +110,13 @@ struct Inner {
     configured: Arc<Vec<Arc<Configured>>>,
     /// Those that are no backups in the order of the configuration, then backups: the numbering of
     /// the balancer.
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<BoxedEndpoint>,
     /// Of these endpoints.
     index: Arc<Index>,
     totals: Totals,
     /// Those that are no longer named, with state that would be lost with them; in the order in
     /// which they were made.
-    departed: Vec<Endpoint>,
+    departed: Vec<BoxedEndpoint>,
     departed_index: Arc<DepartedIndex>,
     /// What an operator has set for backends that have left.
     remembered: Arc<Vec<Remembered>>,
@@ -147,7 +147,7 @@ struct Inner {
 
 /// The endpoints as they are for one session at one moment.
 struct View<'a> {
-    endpoints: &'a [Endpoint],
+    endpoints: &'a [BoxedEndpoint],
     /// Of these endpoints.
     backends: &'a [Arc<Backend>],
     tried: &'a [u64],
@@ -571,7 +571,7 @@ impl Inner {
     fn bars_backups(&self, now: Instant) -> bool {
         let single = self.balancer.is_single();
         let regular = &self.endpoints[self.balancer.regular()];
-        let is_in_service = |e: &Endpoint| e.admission(single, now).is_fit();
+        let is_in_service = |e: &BoxedEndpoint| e.admission(single, now).is_fit();
         self.backup_when == BackupWhen::Down && regular.iter().any(is_in_service)
     }
 

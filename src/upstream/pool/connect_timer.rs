@@ -1,6 +1,6 @@
 //! Measures how long a session waits for a backend, for `least_time`.
 
-use super::{Endpoint, Inner, Pool};
+use super::{BoxedEndpoint, Inner, Pool};
 use crate::{
     plan::{Balance, TimeOf},
     upstream::backend::Backend,
@@ -164,7 +164,7 @@ impl Inner {
         if self.next_halving.is_none_or(|at| now < at) {
             return;
         }
-        let is_due = |e: &&mut Endpoint| e.latency.halves.is_some_and(|at| now >= at);
+        let is_due = |e: &&mut BoxedEndpoint| e.latency.halves.is_some_and(|at| now >= at);
         for endpoint in self.endpoints.iter_mut().filter(is_due) {
             let period = endpoint.config.rule.fail_timeout;
             // One that is waited for is in use.

@@ -3,8 +3,9 @@
 //! taken out more than they may.
 
 use super::{
-    Cause, Checked, Event, Inner, Pool, Transition, check_record::PrimaryEvidence,
-    endpoint::Endpoint,
+    Cause, Checked, Event, Inner, Pool, Transition,
+    check_record::PrimaryEvidence,
+    endpoint::{BoxedEndpoint, Endpoint},
 };
 use crate::{
     plan::{
@@ -251,7 +252,7 @@ impl Pool {
     pub fn guarded(&self, now: Instant) -> Guarded {
         let mut inner = self.lock();
         inner.review_if_due(now);
-        let claims = |e: &&Endpoint| {
+        let claims = |e: &&BoxedEndpoint| {
             !e.config.is_down && e.check.checked_once && e.is_checked() && e.check.own.is_up()
         };
         let primaries = || {
@@ -452,7 +453,7 @@ impl Inner {
         let elected = elected.filter(|(_, i)| sign.is_of(endpoints[**i].check.own));
         elected
             .map(|(standing, &i)| {
-                let other = |n: usize| &endpoints[claiming[n]];
+                let other = |n: usize| &*endpoints[claiming[n]];
                 (i, verdict_of(standing, &endpoints[i], other))
             })
             .collect()

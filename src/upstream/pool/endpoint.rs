@@ -15,16 +15,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Thousands of them can change places, and get another configuration, under the lock: what is
-/// decided about all of them then is here, one beside the other. The rest is on the heap, where it
-/// is looked at for one of them.
+/// On the heap, so that thousands change their places under the lock by their pointers alone.
+pub(super) type BoxedEndpoint = Box<Endpoint>;
+
 #[derive(Debug)]
 pub(super) struct Endpoint {
     pub(super) config: EndpointConfig,
     /// Of the state, as of the last [`super::Inner::recount`].
     pub(super) condition: Condition,
     pub(super) latency: Average,
-    state: Box<EndpointState>,
+    state: EndpointState,
 }
 
 #[derive(Debug)]
@@ -47,7 +47,7 @@ impl Deref for Endpoint {
     #[inline]
     fn deref(&self) -> &EndpointState {
         #[cfg(test)]
-        super::locked::looks::count(&*self.state);
+        super::locked::looks::count(&self.state);
         &self.state
     }
 }
@@ -56,7 +56,7 @@ impl DerefMut for Endpoint {
     #[inline]
     fn deref_mut(&mut self) -> &mut EndpointState {
         #[cfg(test)]
-        super::locked::looks::count(&*self.state);
+        super::locked::looks::count(&self.state);
         &mut self.state
     }
 }
@@ -131,7 +131,7 @@ impl Endpoint {
             config,
             condition: Condition::of(&state),
             latency: Average::default(),
-            state: Box::new(state),
+            state,
         }
     }
 

@@ -8,7 +8,7 @@ mod tests;
 use super::{
     Cause, Inner, Pool, Transition,
     configured::{Configured, Remembered},
-    endpoint::{Endpoint, EndpointConfig},
+    endpoint::{BoxedEndpoint, Endpoint, EndpointConfig},
     index::{DepartedIndex, Index},
     locked::{self, Locked},
     totals::{Counted, Totals},
@@ -58,7 +58,7 @@ pub(super) struct Assembly {
     /// the outline; in the order in which they were made.
     left: Vec<usize>,
     /// As many free slots.
-    left_slots: Vec<Option<Endpoint>>,
+    left_slots: Vec<Option<BoxedEndpoint>>,
     /// Of the endpoints that stay: which get another configuration, or come back.
     changed: Vec<usize>,
     /// Whether there are endpoints that were not there, or had departed; and whether of the latter.
@@ -72,7 +72,7 @@ pub(super) struct Assembly {
     index: Arc<Index>,
     places: Vec<Place>,
     /// For endpoints that stay a free slot, in the order of the places.
-    slots: Vec<Option<Endpoint>>,
+    slots: Vec<Option<BoxedEndpoint>>,
     /// Of those that are new.
     counted: Vec<Counted>,
     /// Room for as many. What the lock is held for allocates nothing of this size: memory that is
@@ -101,7 +101,7 @@ pub(super) struct Replaced {
     counted: Vec<Counted>,
     states_after: Vec<Counted>,
     _departed: Arc<DepartedIndex>,
-    _endpoints: [Vec<Option<Endpoint>>; 2],
+    _endpoints: [Vec<Option<BoxedEndpoint>>; 2],
 }
 
 /// One set of endpoints has taken the place of another: what became of each.
@@ -176,7 +176,7 @@ impl Outline {
                     let backend = Backend::new(addr.clone(), metrics, notifier, releases, now);
                     let verdict = self.start_verdict.unwrap_or(Verdict::Up);
                     let admin = configured.admin;
-                    Endpoint::new(backend, config.clone(), admin, verdict, now)
+                    Box::new(Endpoint::new(backend, config.clone(), admin, verdict, now))
                 };
                 let slot = before.is_none().then(new);
                 counted.push(match &slot {
@@ -321,7 +321,7 @@ impl Pool {
         let left = backends.zip(&is_forgotten).filter(|(_, is_it)| !**is_it);
         let left = left.map(|((backend, since), _)| (Arc::clone(backend), *since));
         let mut index = Arc::new(DepartedIndex::new(left));
-        let mut endpoints: Vec<Option<Endpoint>> = Vec::new();
+        let mut endpoints: Vec<Option<BoxedEndpoint>> = Vec::new();
         endpoints.resize_with(forgotten.len(), || None);
         let mut inner = self.lock();
         if inner.generation != generation {
@@ -390,15 +390,15 @@ impl Inner {
     /// The endpoint with this number in an outline of this generation.
     pub(super) fn outlined(&self, number: usize) -> Option<&Endpoint> {
         match number.checked_sub(self.endpoints.len()) {
-            None => self.endpoints.get(number),
-            Some(number) => self.departed.get(number),
+            None => self.endpoints.get(number).map(|e| &**e),
+            Some(number) => self.departed.get(number).map(|e| &**e),
         }
     }
 
     pub(super) fn outlined_mut(&mut self, number: usize) -> Option<&mut Endpoint> {
         match number.checked_sub(self.endpoints.len()) {
-            None => self.endpoints.get_mut(number),
-            Some(number) => self.departed.get_mut(number),
+            None => self.endpoints.get_mut(number).map(|e| &mut **e),
+            Some(number) => self.departed.get_mut(number).map(|e| &mut **e),
         }
     }
 
@@ -525,10 +525,10 @@ impl Inner {
 
     /// Moves endpoints to their places, and those that have left, and counts them by their new
     /// configurations. Returns what is to be dropped without the lock.
-    fn place_endpoints(&mut self, assembly: &mut Assembly) -> [Vec<Option<Endpoint>>; 2] {
+    fn place_endpoints(&mut self, assembly: &mut Assembly) -> [Vec<Option<BoxedEndpoint>>; 2] {
         let sign = self.review.sign_of_election();
-        // In place: an option of an endpoint is as large as the endpoint.
-        let as_options = |of: Vec<Endpoint>| of.into_iter().map(Some).collect::<Vec<_>>();
+        // In place: an option of a box is as large as the box.
+        let as_options = |of: Vec<BoxedEndpoint>| of.into_iter().map(Some).collect::<Vec<_>>();
         let mut endpoints = as_options(std::mem::take(&mut self.endpoints));
         let mut departed = as_options(std::mem::take(&mut self.departed));
         let mut take = |i: usize| match i.checked_sub(endpoints.len()) {

@@ -3,7 +3,7 @@
 use super::{
     AdminSetting, AdminState, Checked, Inner, Pool,
     configured::Configured,
-    endpoint::Endpoint,
+    endpoint::BoxedEndpoint,
     index::{DepartedIndex, Index},
 };
 use crate::{
@@ -90,7 +90,7 @@ impl Pool {
                 let numbers = backends.iter();
                 let numbers = numbers.filter_map(|b| inner.departed_index.endpoint(b.id));
                 let since = numbers.clone().map(|i| inner.departed_index.since[i]).max();
-                let endpoints: Vec<&Endpoint> = numbers.map(|i| &inner.departed[i]).collect();
+                let endpoints: Vec<&BoxedEndpoint> = numbers.map(|i| &inner.departed[i]).collect();
                 (!endpoints.is_empty()).then(|| self.snapshot_of_removed(&endpoints, since))
             });
             snapshots.extend(left);
@@ -110,7 +110,7 @@ impl Pool {
     /// `endpoints`: of one backend, at least one.
     fn snapshot_of_removed(
         &self,
-        endpoints: &[&Endpoint],
+        endpoints: &[&BoxedEndpoint],
         since: Option<Instant>,
     ) -> EndpointSnapshot {
         let first = endpoints[0];
@@ -146,16 +146,16 @@ impl Pool {
 
     fn snapshot_of(&self, inner: &Inner, of: usize, now: Instant) -> EndpointSnapshot {
         let configured = &inner.configured[of];
-        let endpoints: SmallVec<[&Endpoint; 4]> =
+        let endpoints: SmallVec<[&BoxedEndpoint; 4]> =
             inner.endpoints[inner.index.range(of)].iter().collect();
         let endpoints = &endpoints[..];
         let Configured { plan, admin, .. } = &**configured;
         let single = inner.balancer.is_single();
         // That a failed one may be tried again proves nothing.
         let is_available =
-            |e: &&&Endpoint| (single || !e.is_failed()) && e.admission(single, now).is_fit();
+            |e: &&&BoxedEndpoint| (single || !e.is_failed()) && e.admission(single, now).is_fit();
         let available: Vec<_> = endpoints.iter().filter(is_available).collect();
-        let is_full = |e: &&&Endpoint| e.admission(single, now).is_full();
+        let is_full = |e: &&&BoxedEndpoint| e.admission(single, now).is_full();
         let (state, why) = inner.explain_state(plan, *admin, endpoints, now);
         let checks = || endpoints.iter().map(|e| &e.check);
         let last_checks = || checks().filter_map(|check| check.last.as_ref());
@@ -246,12 +246,12 @@ impl Inner {
         &self,
         plan: &plan::Backend,
         admin: AdminSetting,
-        endpoints: &[&Endpoint],
+        endpoints: &[&BoxedEndpoint],
         now: Instant,
     ) -> (BackendState, String) {
         use BackendState::{Disabled, Down, Failed, Unproven, Up};
         let single = self.balancer.is_single();
-        let is_failed = |e: &Endpoint| !single && e.is_failed();
+        let is_failed = |e: &BoxedEndpoint| !single && e.is_failed();
         let all_failed = !endpoints.is_empty() && endpoints.iter().all(|e| is_failed(e));
         if let Some(state) = admin.admin_state.state() {
             let why = explain_admin_state(admin.admin_state, endpoints, all_failed);
@@ -263,7 +263,7 @@ impl Inner {
         if plan.down {
             return (Disabled, "set in the configuration".to_owned());
         }
-        let rank = |e: &Endpoint| (rank(e.admission(single, now)), is_failed(e));
+        let rank = |e: &BoxedEndpoint| (rank(e.admission(single, now)), is_failed(e));
         let Some(best) = endpoints.iter().min_by_key(|e| rank(e)) else {
             return (Down, "its name does not resolve".to_owned());
         };
@@ -307,7 +307,7 @@ impl Inner {
 }
 
 /// When the first of them that connects have taken out may be tried again.
-fn failed_until(endpoints: &[&Endpoint], now: Instant) -> Option<Instant> {
+fn failed_until(endpoints: &[&BoxedEndpoint], now: Instant) -> Option<Instant> {
     let times = endpoints
         .iter()
         .filter_map(|e| e.passive.available_at(e.config.rule, now));
@@ -315,7 +315,7 @@ fn failed_until(endpoints: &[&Endpoint], now: Instant) -> Option<Instant> {
 }
 
 /// When the failures began for which it is in this state.
-fn failing_since(endpoints: &[&Endpoint], state: BackendState) -> Option<Instant> {
+fn failing_since(endpoints: &[&BoxedEndpoint], state: BackendState) -> Option<Instant> {
     let is_due_to_failures = matches!(state, BackendState::Failed | BackendState::Unproven);
     let failed = endpoints.iter().filter(|e| e.passive.fails() > 0);
     let first = failed.filter_map(|e| e.passive.times()[0]).min();
@@ -344,20 +344,24 @@ fn rank(admission: Admission) -> u32 {
 }
 
 /// What limits a backend that takes sessions, or what its last check found wrong; else empty.
-fn explain_up(endpoints: &[&Endpoint], now: Instant) -> String {
-    let starting = |e: &&Endpoint| match e.admission(false, now) {
+fn explain_up(endpoints: &[&BoxedEndpoint], now: Instant) -> String {
+    let starting = |e: &&BoxedEndpoint| match e.admission(false, now) {
         Admission::Part(share) if share < FULL => Some(share * 100 / FULL),
         Admission::Full | Admission::Part(_) | Admission::Barred(_) => None,
     };
     if let Some(percent) = endpoints.iter().filter_map(starting).min() {
         return format!("slow start: {percent} % of its weight");
     }
-    let fault = |e: &&Endpoint| e.check.last.as_ref()?.finding.fault.clone();
+    let fault = |e: &&BoxedEndpoint| e.check.last.as_ref()?.finding.fault.clone();
     endpoints.iter().find_map(fault).unwrap_or_default()
 }
 
 /// `failed`: by connects.
-fn explain_admin_state(admin_state: AdminState, endpoints: &[&Endpoint], failed: bool) -> String {
+fn explain_admin_state(
+    admin_state: AdminState,
+    endpoints: &[&BoxedEndpoint],
+    failed: bool,
+) -> String {
     let besides = match explain_verdict(endpoints) {
         _ if admin_state == AdminState::Maint => None,
         None if failed => Some("its connects fail".to_owned()),
@@ -368,12 +372,12 @@ fn explain_admin_state(admin_state: AdminState, endpoints: &[&Endpoint], failed:
 }
 
 /// The verdict of the checks on a backend that is up at none of its addresses, and why.
-fn explain_verdict(endpoints: &[&Endpoint]) -> Option<(BackendState, String)> {
+fn explain_verdict(endpoints: &[&BoxedEndpoint]) -> Option<(BackendState, String)> {
     if endpoints.iter().any(|e| e.check.effective.is_up()) {
         return None;
     }
     // Of several addresses the best decides.
-    let rank = |e: &&&Endpoint| match e.check.effective {
+    let rank = |e: &&&BoxedEndpoint| match e.check.effective {
         Verdict::Doubtful => 0,
         Verdict::Lagging => 1,
         Verdict::Standby => 2,
@@ -450,7 +454,7 @@ fn explain_lag(lag: Lag) -> String {
 }
 
 /// For how long there has been no certain answer, if that is too long for all that are up.
-fn explain_stale(endpoints: &[&Endpoint], now: Instant) -> Option<String> {
+fn explain_stale(endpoints: &[&BoxedEndpoint], now: Instant) -> Option<String> {
     let checks = endpoints.iter().map(|e| &e.check);
     let up: Vec<_> = checks.filter(|c| c.effective.is_up()).collect();
     if !up.iter().all(|check| check.is_stale) {

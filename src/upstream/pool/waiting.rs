@@ -10,7 +10,7 @@
 
 use super::{
     Inner, Pool, Search, View,
-    endpoint::Endpoint,
+    endpoint::BoxedEndpoint,
     locked::Locked,
     waiting_line::{Left, Position, Served},
 };
@@ -439,8 +439,8 @@ impl Inner {
         if self.line.is_empty() {
             return None;
         }
-        let retry = |e: &Endpoint| e.passive.available_at(e.config.rule, now);
-        let is_failing = |e: &&Endpoint| e.condition.fails > 0;
+        let retry = |e: &BoxedEndpoint| e.passive.available_at(e.config.rule, now);
+        let is_failing = |e: &&BoxedEndpoint| e.condition.fails > 0;
         let retries = self.endpoints.iter().filter(is_failing).filter_map(retry);
         retries.chain(self.line.next_release(now)).min()
     }

@@ -65,7 +65,7 @@ fn expected(pool: &Pool) -> Vec<(String, Addr, u32, bool)> {
 fn assert_is_consistent(pool: &Pool) {
     let expected = expected(pool);
     let inner = pool.lock();
-    let shown = |e: &Endpoint| {
+    let shown = |e: &BoxedEndpoint| {
         let (text, addr) = (e.backend.text().to_string(), e.backend.addr.clone());
         (text, addr, e.config.weight, e.config.is_backup)
     };
@@ -88,8 +88,9 @@ fn assert_is_consistent(pool: &Pool) {
     }
     let regular = expected.iter().filter(|(.., backup)| !backup).count();
     assert_eq!(inner.balancer.regular(), 0..regular);
-    let ids =
-        |endpoints: &[Endpoint]| -> Vec<u64> { endpoints.iter().map(|e| e.backend.id).collect() };
+    let ids = |endpoints: &[BoxedEndpoint]| -> Vec<u64> {
+        endpoints.iter().map(|e| e.backend.id).collect()
+    };
     let (present, departed) = (ids(&inner.endpoints), ids(&inner.departed));
     assert!(departed.iter().all(|id| !present.contains(id)));
     assert!(departed.is_sorted());
@@ -97,7 +98,7 @@ fn assert_is_consistent(pool: &Pool) {
 
 /// Of each endpoint, by its backend and its address.
 fn ids(pool: &Pool) -> HashMap<(String, Addr), u64> {
-    let of = |e: &Endpoint| {
+    let of = |e: &BoxedEndpoint| {
         let backend = &e.backend;
         (
             (backend.text().to_string(), backend.addr.clone()),
