@@ -16,8 +16,8 @@ use tembuku::internals::{
     balance::{Balancer, Candidates, Entry, FULL, HashInput, LookupState},
     metrics::Exporter,
     plan::{
-        Addr, Backend, Balance, FlowsMove, HashKey, ProxyOn, SendProxy, SessionAction, Target,
-        TimeOf, Upstream, Waits,
+        Addr, Backend, BackupWhen, Balance, FlowsMove, HashKey, ProxyOn, SendProxy, SessionAction,
+        Target, TimeOf, Upstream, Waits,
     },
     pool::{ConnectTimer, Pool},
 };
@@ -126,6 +126,7 @@ fn pool(c: &mut Criterion) {
                 resolve_required: true,
                 send_proxy: SendProxy::Off,
                 fail_on_reset: false,
+                backup_when: BackupWhen::Full,
                 waits: Waits::default(),
                 on_drain: SessionAction::Keep,
                 on_removed: SessionAction::Keep,
