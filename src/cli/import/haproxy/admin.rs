@@ -1,4 +1,4 @@
-//! Sections with pages of HAProxy itself, for which there is [admin].
+//! Sections with pages of HAProxy itself, for which there is the section `admin`.
 
 use super::syntax::Block;
 
