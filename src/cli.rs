@@ -283,7 +283,7 @@ fn planned(plan: Result<Plan, config::Problems>, file: Option<PathBuf>) -> ExitC
 /// Where an argument is missing, clap shows those that are there as if they were required, such as
 /// the file that a variable names.
 fn with_whole_usage(mut error: clap::Error, command: &mut clap::Command) -> clap::Error {
-    let word = std::env::args().nth(1);
+    let word = std::env::args_os().nth(1);
     let subcommand = word.and_then(|word| command.find_subcommand_mut(word));
     if let Some(subcommand) = subcommand
         && error.kind() == ErrorKind::MissingRequiredArgument
