@@ -254,16 +254,22 @@ fn output_that_cannot_be_written_is_a_failure() {
 #[test]
 fn a_reader_that_has_seen_enough_is_no_failure() {
     let setup = setup();
+    let last = "warning: upstream u has no backend left that takes sessions";
+    let is_note = |line: &str| line.starts_with("note: ") || line.starts_with(last);
     for arguments in &setup.lines {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         let (code, notes) = run_into(writer.into(), arguments);
-        let is_note = notes.lines().all(|line| line.starts_with("note: "));
-        assert!(code == Some(0) && is_note, "{arguments:?}: {notes}");
+        assert!(
+            code == Some(0) && notes.lines().all(is_note),
+            "{arguments:?}: {notes}"
+        );
         let (mut reader, writer) = std::io::pipe().unwrap();
         let (code, notes) = run_into(writer.into(), arguments);
-        let is_note = notes.lines().all(|line| line.starts_with("note: "));
-        assert!(code == Some(0) && is_note, "{arguments:?}: {notes}");
+        assert!(
+            code == Some(0) && notes.lines().all(is_note),
+            "{arguments:?}: {notes}"
+        );
         let mut all = Vec::new();
         reader.read_to_end(&mut all).unwrap();
         assert!(!all.is_empty(), "{arguments:?}");
