@@ -403,6 +403,9 @@ impl Server {
         let cut = if drained {
             0
         } else {
+            // A place that becomes free by that goes to no session that waits: it would begin on a
+            // backend only to be cut.
+            state.view().pools().for_each(|pool| pool.hand_places());
             sessions.end_all(CloseReason::Drained)
         };
         if cut > 0 && tokio::time::timeout(CUT, runtime.drained()).await.is_err() {

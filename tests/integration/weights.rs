@@ -241,7 +241,7 @@ fn no_request_fails_while_weights_change() {
         "-p",
         &port,
         "-n",
-        "4000",
+        "12000",
         "-c",
         "20",
         "-k",

@@ -39,7 +39,7 @@ impl Places {
 }
 
 impl Pool {
-    /// Another process gives the places from now on, until [`Self::take_back_places`].
+    /// Another process, or none, gives the places from now on, until [`Self::take_back_places`].
     pub fn hand_places(&self) {
         let mut inner = self.lock();
         inner.places.handed = Some(inner.line.last_ticket());
