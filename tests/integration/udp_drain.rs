@@ -78,8 +78,8 @@ fn pending_replies_are_delivered_and_new_clients_refused() {
         servers[0].wait_held(1);
         let began = Instant::now();
         stop(&tembuku);
-        let newcomer = client(front);
-        let _ = newcomer.send(b"too late");
+        let late_client = client(front);
+        let _ = late_client.send(b"too late");
         if listener.is_empty() {
             // Nothing reports it in this second, and it would be given up then.
             assert!(
@@ -97,8 +97,8 @@ fn pending_replies_are_delivered_and_new_clients_refused() {
         assert_eq!(status.code(), Some(0));
         assert_eq!(servers[0].taken(), 1, "{listener}");
         // The process has ended: what it has sent has come.
-        newcomer.set_nonblocking(true).unwrap();
-        assert!(newcomer.recv(&mut [0; 100]).is_err());
+        late_client.set_nonblocking(true).unwrap();
+        assert!(late_client.recv(&mut [0; 100]).is_err());
     }
 }
 

@@ -256,7 +256,8 @@ mod tests {
         let backend = |weight, down| {
             let plan = format!(
                 "[upstreams.u]\nbackends = [\"b:1\", \
-                 {{ address = \"a:1\", weight = {weight}, down = {down} }}]\n[listeners.l]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n"
+                 {{ address = \"a:1\", weight = {weight}, down = {down} }}]\n\
+                 [listeners.l]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n"
             );
             let plan = config::parse(&plan, "test").expect("valid");
             labelled(&plan.upstreams[0].backends[1], " (takes nothing)")
