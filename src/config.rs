@@ -62,6 +62,7 @@ pub fn load(path: &Path) -> Result<Plan, Problems> {
                 "it must be readable for the user that runs tembuku"
             }
             std::io::ErrorKind::IsADirectory => "this is a directory: name a file in it",
+            std::io::ErrorKind::FileTooLarge => "this is no configuration: name another file",
             _ => "name another one with -c FILE",
         };
         Problems::whole(
@@ -70,14 +71,6 @@ pub fn load(path: &Path) -> Result<Plan, Problems> {
             hint,
         )
     })?;
-    if bytes.len() as u64 > MOST_BYTES {
-        let message = format!("the file is larger than {} MiB", MOST_BYTES >> 20);
-        return Err(Problems::whole(
-            &origin,
-            message,
-            "this is no configuration",
-        ));
-    }
     let text = String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
         let line = error.as_bytes()[..valid]
@@ -135,5 +128,5 @@ pub fn admin_socket_of_invalid(path: &Path) -> Option<PathBuf> {
 
 fn read(path: &Path) -> std::io::Result<Vec<u8>> {
     let path = path.to_owned();
-    blocking::call_and_wait(blocking::LIMIT, move || files::read(&path, MOST_BYTES + 1))?
+    blocking::call_and_wait(blocking::LIMIT, move || files::read(&path, MOST_BYTES))?
 }

@@ -23,7 +23,7 @@ const OUTPUT: &str = "The configuration goes to standard output, or with `-o tem
                       file. What became of \
                       each directive goes to standard error. Exit code 1: nothing can be imported, \
                       or `tembuku check` refuses the result.";
-/// A larger file is no configuration.
+/// Larger files, with all that they include, are no configuration.
 const MOST_BYTES: u64 = 16 << 20;
 
 #[derive(Debug, Args)]
@@ -219,22 +219,26 @@ fn read(path: &Path) -> Result<String, String> {
                 complain("reading standard input up to Ctrl-D\n");
             }
             let input = io::stdin().lock().take(MOST_BYTES + 1);
-            { input }.read_to_end(&mut bytes).map(|_| bytes)
+            let read = { input }.read_to_end(&mut bytes);
+            read.and_then(|_| match bytes.len() as u64 > MOST_BYTES {
+                true => Err(files::too_large(MOST_BYTES)),
+                false => Ok(bytes),
+            })
         }
         false => {
             let path = path.to_owned();
-            let call = move || files::read(&path, MOST_BYTES + 1);
+            let call = move || files::read(&path, MOST_BYTES);
             blocking::call_and_wait(blocking::LIMIT, call).and_then(|read| read)
         }
     };
-    let bytes = bytes.map_err(|e| format!("error: cannot read {}: {e}", path.display()))?;
-    if bytes.len() as u64 > MOST_BYTES {
-        let most = MOST_BYTES >> 20;
-        return Err(format!(
-            "error: {} is larger than {most} MiB",
-            path.display()
-        ));
-    }
+    let bytes = bytes.map_err(|e| {
+        let hint = match e.kind() {
+            io::ErrorKind::FileTooLarge => "\n  hint: name the file of the configuration",
+            io::ErrorKind::IsADirectory => "\n  hint: this is a directory: name a file in it",
+            _ => "",
+        };
+        format!("error: cannot read {}: {e}{hint}", path.display())
+    })?;
     // Comments of old files are often not UTF-8.
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

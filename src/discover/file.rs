@@ -14,7 +14,7 @@ use std::{
 };
 use xxhash_rust::xxh3::xxh3_64;
 
-/// A larger file is no list of backends.
+/// Larger files, of a folder together, are no list of backends.
 const MOST_BYTES: u64 = 16 << 20;
 /// So many files a folder may have.
 const MOST_FILES: usize = 1_000;
@@ -152,13 +152,13 @@ fn read_all(path: &Path) -> io::Result<Reading> {
         files.push(path.to_owned());
     }
     files.sort_unstable();
-    let (mut contents, mut all) = (Vec::new(), Vec::new());
+    let (mut contents, mut all, mut rest) = (Vec::new(), Vec::new(), MOST_BYTES);
     for path in files {
-        let bytes = files::read(&path, MOST_BYTES + 1)?;
-        if bytes.len() as u64 > MOST_BYTES {
-            let text = format!("it is larger than {} MiB", MOST_BYTES >> 20);
-            return Err(io::Error::other(text));
-        }
+        let bytes = files::read(&path, rest).map_err(|e| match e.kind() {
+            io::ErrorKind::FileTooLarge => files::too_large(MOST_BYTES),
+            _ => e,
+        })?;
+        rest -= bytes.len() as u64;
         all.extend_from_slice(&xxh3_64(path.as_os_str().as_encoded_bytes()).to_le_bytes());
         all.extend_from_slice(&xxh3_64(&bytes).to_le_bytes());
         contents.push((path, bytes));
@@ -187,5 +187,26 @@ fn parse_file(path: &Path, bytes: &[u8]) -> Result<Vec<Found>, SourceError> {
     match extension.as_deref() {
         Some("toml") => parse_toml(text),
         _ => parse_lines(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each could be read, and all of them would not fit into memory.
+    #[test]
+    fn the_files_of_a_folder_are_limited_together() {
+        let name = format!("tembuku-lists-{}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        fs::create_dir_all(&folder).expect("a folder");
+        for name in ["a", "b"] {
+            fs::write(folder.join(name), " ".repeat(9 << 20)).expect("written");
+        }
+        let error = read_all(&folder).err().expect("too much");
+        assert!(error.to_string().contains("larger than 16 MiB"), "{error}");
+        fs::remove_file(folder.join("b")).expect("removed");
+        assert_eq!(read_all(&folder).expect("a reading").files.len(), 1);
+        fs::remove_dir_all(folder).expect("removed");
     }
 }

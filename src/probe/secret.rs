@@ -14,8 +14,10 @@ impl Secret {
     pub fn load(from: &PasswordFrom) -> Result<Self, SecretError> {
         let bytes = match from {
             PasswordFrom::File(path) => {
-                let mut bytes = files::read(path, MAX_BYTES + 1)
-                    .map_err(|e| SecretError::Unreadable(path.clone(), e))?;
+                let mut bytes = files::read(path, MAX_BYTES).map_err(|e| match e.kind() {
+                    io::ErrorKind::FileTooLarge => SecretError::TooLong(from.clone()),
+                    _ => SecretError::Unreadable(path.clone(), e),
+                })?;
                 // Editors end the last line.
                 while bytes.last().is_some_and(|b| matches!(b, b'\n' | b'\r')) {
                     bytes.pop();

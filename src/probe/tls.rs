@@ -167,11 +167,7 @@ fn server_name(text: &str) -> Result<ServerName<'static>, TlsError> {
 
 fn read(path: &Path) -> Result<RootCertStore, TlsError> {
     let problem = |e: &dyn fmt::Display| TlsError::Certificates(path.to_owned(), e.to_string());
-    let pem = files::read(path, MOST_BYTES + 1).map_err(|e| problem(&e))?;
-    if pem.len() as u64 > MOST_BYTES {
-        let why = format!("it is larger than {} MiB", MOST_BYTES >> 20);
-        return Err(problem(&why));
-    }
+    let pem = files::read(path, MOST_BYTES).map_err(|e| problem(&e))?;
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&pem) {
         let certificate = certificate.map_err(|e| problem(&e))?;

@@ -18,7 +18,8 @@ use std::{
 /// How long a FIFO or terminal may send nothing while it is read.
 pub const SILENCE: Duration = Duration::from_secs(10);
 
-/// The content up to the end, but not more than `most` bytes.
+/// The whole content. Of a larger one than `most` bytes, or one without an end, the error is of the
+/// kind `FileTooLarge`.
 pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     read_within(path, most, SILENCE)
 }
@@ -33,13 +34,24 @@ fn read_within(path: &Path, most: u64, silence: Duration) -> io::Result<Vec<u8>>
     }
     let mut bytes = Vec::new();
     loop {
-        let rest = most.saturating_sub(bytes.len() as u64);
+        let rest = (most + 1).saturating_sub(bytes.len() as u64);
         match (&file).take(rest).read_to_end(&mut bytes) {
+            Ok(_) if bytes.len() as u64 > most => return Err(too_large(most)),
             Ok(_) => return Ok(bytes),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => wait_readable(&file, silence)?,
             Err(e) => return Err(e),
         }
     }
+}
+
+/// What is read has more than `most` bytes.
+pub fn too_large(most: u64) -> io::Error {
+    let most = match most % (1 << 20) {
+        0 => format!("{} MiB", most >> 20),
+        _ => format!("{most} bytes"),
+    };
+    let text = format!("it is larger than {most}");
+    io::Error::new(io::ErrorKind::FileTooLarge, text)
 }
 
 fn wait_readable(file: &File, limit: Duration) -> io::Result<()> {
@@ -203,7 +215,11 @@ mod tests {
 
     #[test]
     fn no_more_is_read_than_asked_for() {
-        assert_eq!(read(Path::new("/dev/zero"), 5).expect("read"), [0; 5]);
+        for (most, text) in [(5, "larger than 5 bytes"), (1 << 20, "larger than 1 MiB")] {
+            let error = read(Path::new("/dev/zero"), most).expect_err("no end");
+            assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+            assert!(error.to_string().contains(text), "{error}");
+        }
         assert!(read(Path::new("/"), 5).is_err());
         let missing = read(Path::new("/no/such/file"), 5).expect_err("missing");
         assert_eq!(missing.kind(), io::ErrorKind::NotFound);

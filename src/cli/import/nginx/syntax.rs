@@ -1,19 +1,23 @@
 //! The text of an nginx configuration: tokens, blocks, includes, and what `nginx -T` prints.
 
-use super::super::document::Place;
+use super::super::{MOST_BYTES, document::Place};
+use crate::sys::{blocking, files};
 use std::{
     collections::BTreeMap,
-    fs,
+    fs, io,
     iter::Peekable,
     path::{Path, PathBuf},
     rc::Rc,
     str::Chars,
 };
 
-/// More files than this are a circle of includes.
+/// So many files may be included; what is included twice counts twice.
 const MOST_FILES: usize = 1_000;
-/// Deeper blocks are no configuration.
+/// Blocks and includes in each other, of which a file that includes itself has no end.
 const MOST_DEPTH: usize = 50;
+/// What can be done about too much of an `include`.
+const IN_PARTS: &str = "take it out, and import what it names with `tembuku import nginx \
+                        --sections FILE >> tembuku.toml`";
 
 #[derive(Debug)]
 pub(in super::super) struct Directive {
@@ -82,9 +86,10 @@ pub(in super::super) fn read(text: &str, origin: &str) -> Result<Vec<Directive>,
             .unwrap_or(Path::new(""))
             .to_owned(),
         printed: files,
-        count: 0,
+        rest_of_files: MOST_FILES,
+        rest_of_bytes: MOST_BYTES.saturating_sub(text.len() as u64),
     };
-    reader.file(&name, &text)
+    reader.file(&name, &text, 0)
 }
 
 /// What `nginx -T` prints: the name of the first file, and the texts of all.
@@ -112,24 +117,21 @@ struct Reader {
     folder: PathBuf,
     /// All files, where they were printed by `nginx -T`.
     printed: Option<BTreeMap<String, String>>,
-    count: usize,
+    /// What may still be included.
+    rest_of_files: usize,
+    rest_of_bytes: u64,
 }
 
 impl Reader {
-    fn file(&mut self, name: &str, text: &str) -> Result<Vec<Directive>, String> {
-        self.count += 1;
-        if self.count > MOST_FILES {
-            return Err(format!(
-                "{name}: more than {MOST_FILES} files: does one include itself?"
-            ));
-        }
+    /// `depth`: of the `include` that names it.
+    fn file(&mut self, name: &str, text: &str, depth: usize) -> Result<Vec<Directive>, String> {
         let tokens = tokens(text, name)?;
         let source = Source {
             file: name.into(),
             words: tokens.len(),
         };
         let mut rest = tokens.as_slice();
-        let directives = self.block(&mut rest, &source, 0)?;
+        let directives = self.block(&mut rest, &source, depth)?;
         match rest.first() {
             Some((_, line)) => Err(format!("{name}:{line}: `}}` closes no block")),
             None => Ok(directives),
@@ -162,11 +164,7 @@ impl Reader {
                 }
                 Some(((Token::Open, _), after)) => {
                     *rest = after;
-                    if depth >= MOST_DEPTH {
-                        return Err(format!(
-                            "{place}: more than {MOST_DEPTH} blocks in each other"
-                        ));
-                    }
+                    check_depth(depth, &place)?;
                     let inside = self.block(rest, source, depth + 1)?;
                     let Some(((Token::Close, _), after)) = rest.split_first() else {
                         return Err(format!("{place}: the block `{name}` is not closed"));
@@ -177,7 +175,7 @@ impl Reader {
                 _ => return Err(format!("{place}: `{name}` does not end with a semicolon")),
             };
             match (name.as_str(), &block) {
-                ("include", None) => directives.extend(self.include(arguments, place)?),
+                ("include", None) => directives.extend(self.include(arguments, place, depth)?),
                 _ => directives.push(Directive {
                     name: name.clone(),
                     arguments,
@@ -197,26 +195,16 @@ impl Reader {
     }
 
     /// The directive itself and what the files hold.
-    fn include(&mut self, arguments: Vec<String>, place: Place) -> Result<Vec<Directive>, String> {
-        let path = self.folder.join(arguments.join(" "));
-        let found = match &self.printed {
-            Some(files) => {
-                let names = files
-                    .keys()
-                    .filter(|name| matches_path(&path, Path::new(name)));
-                names.map(PathBuf::from).collect()
-            }
-            None => expand(&path),
-        };
-        let mut inside = Vec::new();
-        for path in &found {
-            let name = path.display().to_string();
-            let text = match &self.printed {
-                Some(files) => files.get(&name).cloned().unwrap_or_default(),
-                None => fs::read_to_string(path).map_err(|e| format!("{place}: {name}: {e}"))?,
-            };
-            inside.extend(self.file(&name, &text)?);
-        }
+    fn include(
+        &mut self,
+        arguments: Vec<String>,
+        place: Place,
+        depth: usize,
+    ) -> Result<Vec<Directive>, String> {
+        check_depth(depth, &place)?;
+        let pattern = arguments.join(" ");
+        let found = self.included(&pattern);
+        let found = found.map_err(|why| format!("{place}: `include {pattern}`: {why}"))?;
         let directive = Directive {
             name: "include".to_owned(),
             arguments,
@@ -224,9 +212,85 @@ impl Reader {
             place,
             files: found.len(),
         };
-        inside.insert(0, directive);
+        let mut inside = vec![directive];
+        for (name, text) in found {
+            inside.extend(self.file(&name, &text, depth + 1)?);
+        }
         Ok(inside)
     }
+
+    /// The names and texts of the files that a pattern stands for.
+    fn included(&mut self, pattern: &str) -> Result<Vec<(String, String)>, String> {
+        let (path, most) = (self.folder.join(pattern), self.rest_of_bytes);
+        let found: Vec<(String, String)> = match &self.printed {
+            Some(files) => {
+                let all = files.iter();
+                let named = all.filter(|(name, _)| matches_path(&path, Path::new(name)));
+                let named = named.take(self.rest_of_files + 1);
+                named
+                    .map(|(name, text)| (name.clone(), text.clone()))
+                    .collect()
+            }
+            None => {
+                let most_files = self.rest_of_files;
+                let read = move || read_files(expand(&path, most_files)?, most);
+                let read = blocking::call_and_wait(blocking::LIMIT, read);
+                read.unwrap_or_else(|e| Err(e.to_string()))?
+            }
+        };
+        let Some(rest) = self.rest_of_files.checked_sub(found.len().max(1)) else {
+            return Err(too_many_files());
+        };
+        let read = found.iter().map(|(_, text)| text.len() as u64).sum();
+        self.rest_of_files = rest;
+        self.rest_of_bytes = most.checked_sub(read).ok_or_else(too_many_bytes)?;
+        Ok(found)
+    }
+}
+
+fn check_depth(depth: usize, place: &Place) -> Result<(), String> {
+    match depth < MOST_DEPTH {
+        true => Ok(()),
+        false => Err(format!(
+            "{place}: more than {MOST_DEPTH} blocks and includes in each other\n  hint: does a \
+             file include itself? Take that `include` out"
+        )),
+    }
+}
+
+fn too_many_files() -> String {
+    format!("more than {MOST_FILES} files are included\n  hint: {IN_PARTS}")
+}
+
+fn too_many_bytes() -> String {
+    let most = MOST_BYTES >> 20;
+    format!("the files are larger than {most} MiB together\n  hint: {IN_PARTS}")
+}
+
+/// Their names and texts, of `most` bytes together. They may hang.
+fn read_files(paths: Vec<PathBuf>, most: u64) -> Result<Vec<(String, String)>, String> {
+    let mut rest = most;
+    let read = |path: PathBuf| {
+        let name = path.display().to_string();
+        if path.is_dir() {
+            return Err(format!(
+                "{name} is a directory\n  hint: name the files in it, as in {name}/*.conf"
+            ));
+        }
+        if !path.is_file() {
+            return Err(format!(
+                "{name} is no regular file\n  hint: copy what it holds into one, and name that"
+            ));
+        }
+        let bytes = files::read(&path, rest).map_err(|e| match e.kind() {
+            io::ErrorKind::FileTooLarge => too_many_bytes(),
+            _ => format!("cannot read {name}: {e}"),
+        })?;
+        rest -= bytes.len() as u64;
+        // As of the first file.
+        Ok((name, String::from_utf8_lossy(&bytes).into_owned()))
+    };
+    paths.into_iter().map(read).collect()
 }
 
 /// The file that is being read.
@@ -236,8 +300,8 @@ struct Source {
     words: usize,
 }
 
-/// Existing files that match, sorted.
-fn expand(pattern: &Path) -> Vec<PathBuf> {
+/// What is there and matches, sorted.
+fn expand(pattern: &Path, most: usize) -> Result<Vec<PathBuf>, String> {
     let mut found = vec![PathBuf::new()];
     for part in pattern.components() {
         let part = part.as_os_str();
@@ -254,13 +318,17 @@ fn expand(pattern: &Path) -> Vec<PathBuf> {
             let names = fs::read_dir(shown).into_iter().flatten().flatten();
             let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
             let names = names.filter(|name| matches(text.as_bytes(), name.as_bytes()));
-            names.map(|name| folder.join(name)).collect()
+            let paths = names.map(|name| folder.join(name));
+            paths.take(most + 1).collect()
         });
-        found = next.collect();
+        found = next.take(most + 1).collect();
+        if found.len() > most {
+            return Err(too_many_files());
+        }
     }
-    found.retain(|path| path.is_file());
+    found.retain(|path| path.exists());
     found.sort();
-    found
+    Ok(found)
 }
 
 fn matches_path(pattern: &Path, path: &Path) -> bool {
@@ -281,41 +349,57 @@ fn matches(pattern: &[u8], name: &[u8]) -> bool {
     matches_rest(pattern, name)
 }
 
-fn matches_rest(pattern: &[u8], name: &[u8]) -> bool {
-    match (pattern.split_first(), name.split_first()) {
-        (None, None) => true,
-        (Some((b'*', rest)), _) => (0..=name.len()).any(|n| matches_rest(rest, &name[n..])),
-        (Some((b'?', rest)), Some((_, after))) => matches_rest(rest, after),
-        (Some((b'[', set)), Some((&byte, after))) => {
-            // A bracket right at the begin belongs to the set.
-            let Some(end) = set.iter().skip(1).position(|b| *b == b']') else {
-                return byte == b'[' && matches_rest(set, after);
-            };
-            let (set, rest) = (&set[..=end], &set[end + 2..]);
-            let (negated, set) = match set.split_first() {
-                Some((b'!' | b'^', set)) => (true, set),
-                _ => (false, set),
-            };
-            let mut inside = false;
-            let mut n = 0;
-            while let Some(&low) = set.get(n) {
-                let high = match (set.get(n + 1), set.get(n + 2)) {
-                    (Some(b'-'), Some(&high)) => {
-                        n += 2;
-                        high
-                    }
-                    _ => low,
-                };
-                inside |= (low..=high).contains(&byte);
-                n += 1;
+fn matches_rest(mut pattern: &[u8], mut name: &[u8]) -> bool {
+    // What is behind the last `*`, and what it leaves of the name: it takes more where the rest
+    // does not match. No earlier one has to, so that the time is that of both lengths at most.
+    let mut last: Option<(&[u8], &[u8])> = None;
+    loop {
+        if let Some((b'*', rest)) = pattern.split_first() {
+            last = Some((rest, name));
+            pattern = rest;
+            continue;
+        }
+        let Some((&byte, after)) = name.split_first() else {
+            return pattern.is_empty();
+        };
+        (pattern, name) = match (behind(pattern, byte), last) {
+            (Some(rest), _) => (rest, after),
+            (None, Some((rest, [_, left @ ..]))) => {
+                last = Some((rest, left));
+                (rest, left)
             }
-            inside != negated && matches_rest(rest, after)
-        }
-        (Some((&wanted, rest)), Some((&byte, after))) => {
-            wanted == byte && matches_rest(rest, after)
-        }
-        _ => false,
+            (None, _) => return false,
+        };
     }
+}
+
+/// The pattern behind its first part, which is no `*`, where that takes this byte.
+fn behind(pattern: &[u8], byte: u8) -> Option<&[u8]> {
+    let (&first, rest) = pattern.split_first()?;
+    // A bracket right at the begin belongs to the set.
+    let end = rest.iter().skip(1).position(|b| *b == b']');
+    let Some(end) = end.filter(|_| first == b'[') else {
+        return (first == b'?' || first == byte).then_some(rest);
+    };
+    let (set, rest) = (&rest[..=end], &rest[end + 2..]);
+    let (negated, set) = match set.split_first() {
+        Some((b'!' | b'^', set)) => (true, set),
+        _ => (false, set),
+    };
+    let mut inside = false;
+    let mut n = 0;
+    while let Some(&low) = set.get(n) {
+        let high = match (set.get(n + 1), set.get(n + 2)) {
+            (Some(b'-'), Some(&high)) => {
+                n += 2;
+                high
+            }
+            _ => low,
+        };
+        inside |= (low..=high).contains(&byte);
+        n += 1;
+    }
+    (inside != negated).then_some(rest)
 }
 
 /// Each token and its line.
@@ -478,6 +562,89 @@ mod tests {
         assert!(missing.is_missing());
     }
 
+    /// An `include` of what has no end, or of too much, is an error at its place.
+    #[test]
+    fn what_an_include_brings_is_limited() {
+        let name = format!("tembuku-include-{}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        let write = |name: &str, text: &str| {
+            let path = folder.join(name);
+            fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+            fs::write(path, text).expect("written");
+        };
+        let fifo = folder.join("fifo");
+        write("big", &" ".repeat(9 << 20));
+        write("self", "a {\n include self;\n}\n");
+        write("twice", "include twice;\ninclude twice;\n");
+        write("latin-1", "listen 1;\n");
+        fs::write(folder.join("latin-1"), b"listen 1; # \xe4\n").expect("written");
+        for n in 0..=MOST_FILES {
+            write(&format!("many/{n}.conf"), "");
+        }
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).expect("a FIFO");
+        let origin = folder.join("nginx.conf").display().to_string();
+        let read = |include: &str| read(&format!("a;\ninclude {include};\n"), &origin);
+        for (include, parts) in [
+            (
+                "/dev/zero",
+                &["nginx.conf:2: `include /dev/zero`: /dev/zero is no regular"][..],
+            ),
+            (
+                "fifo",
+                &["nginx.conf:2: `include fifo`: ", "/fifo is no regular file"],
+            ),
+            (
+                "many",
+                &[
+                    "nginx.conf:2: ",
+                    "many is a directory\n  hint: ",
+                    "many/*.conf",
+                ],
+            ),
+            (
+                "many/*.conf",
+                &["nginx.conf:2: ", "more than 1000 files", "--sections FILE"],
+            ),
+            (
+                "big;include big",
+                &["nginx.conf:2: ", "larger than 16 MiB together\n  hint: "],
+            ),
+            (
+                "self",
+                &[
+                    "self:2: more than 50 blocks and includes",
+                    "hint: does a file",
+                ],
+            ),
+            (
+                "twice",
+                &[
+                    "twice:1: more than 50 blocks and includes",
+                    "include itself?",
+                ],
+            ),
+        ] {
+            let error = read(include).expect_err(include);
+            for part in parts {
+                assert!(error.contains(part), "{part} in {error}");
+            }
+        }
+        assert_eq!(read("latin-1").expect("directives").len(), 3);
+        // What `nginx -T` prints is no way around it.
+        let printed = "# configuration file /a:\ninclude b;\n# configuration file /b:\n\
+                       include b;\ninclude b;\n";
+        assert!(super::read(printed, "-").is_err_and(|e| e.contains("/b:1: more than 50")));
+        fs::remove_dir_all(folder).expect("removed");
+    }
+
+    #[test]
+    fn a_pattern_with_many_asterisks_takes_no_time() {
+        let (pattern, name) = ("*a".repeat(50) + "b", "a".repeat(200));
+        assert!(!matches(pattern.as_bytes(), name.as_bytes()));
+        assert!(matches(pattern.as_bytes(), (name + "b").as_bytes()));
+    }
+
     #[test]
     fn names_match_patterns() {
         for (pattern, name, wanted) in [
@@ -489,6 +656,11 @@ mod tests {
             ("[]]", "]", true),
             ("a*b*c", "aXbYc", true),
             ("a*b*c", "aXbY", false),
+            ("*.conf", "a.conf.conf", true),
+            ("a*", "a", true),
+            ("a**b", "ab", true),
+            ("*[ab]", "cb", true),
+            ("[x", "[x", true),
         ] {
             assert_eq!(
                 matches(pattern.as_bytes(), name.as_bytes()),
