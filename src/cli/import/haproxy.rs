@@ -9,6 +9,7 @@ mod log;
 mod proxy;
 mod rest;
 mod server;
+mod sources;
 mod syntax;
 
 use super::document::{self, Document, List, Place, Section};
@@ -36,6 +37,7 @@ pub(super) fn import(text: &str, origin: &str) -> Result<Document, String> {
         targets: targets.collect(),
         made: BTreeMap::new(),
         log: log::Logs::new(&blocks),
+        lists: sources::Lists::default(),
     };
     for line in blocks
         .iter()
@@ -59,6 +61,7 @@ struct Import<'a> {
     /// The names of sections of upstreams by those of `backend` or `listen`.
     made: BTreeMap<String, String>,
     log: log::Logs,
+    lists: sources::Lists,
 }
 
 impl Import<'_> {
@@ -605,6 +608,44 @@ mod tests {
         let (rules, lists) = with("");
         assert_eq!(rules, inside);
         assert!(lists.contains("not carried over: 0"), "{lists}");
+        // In one of several networks, and in none of them.
+        for (condition, wanted) in [
+            ("if a or !b", None),
+            ("if a b", None),
+            ("if a !b", None),
+            ("if a or", None),
+            ("if { src 10.1.0.0/16", None),
+            ("when a", None),
+            ("if c", None),
+            (
+                "if a or b || { src -n 10.3.0.0/16 }",
+                Some(["deny 10.1.0.0/16", "deny 10.2.0.0/16"]),
+            ),
+            ("unless !a ! !{ src 10.0.0.9 } or b", None),
+            (
+                "unless !a !b",
+                Some(["deny 10.1.0.0/16", "deny 10.2.0.0/16"]),
+            ),
+            ("if !a !b", Some(["allow 10.1.0.0/16", "allow 10.2.0.0/16"])),
+            (
+                "unless a or b",
+                Some(["allow 10.1.0.0/16", "allow 10.2.0.0/16"]),
+            ),
+        ] {
+            let text = format!(
+                "listen l\n bind :1\n acl a src -i 10.1.0.0/16\n acl b src -m ip 10.2.0.0/16\n \
+                 acl c src_port 1\n tcp-request connection reject {condition}\n \
+                 server a 10.0.0.1:1\n"
+            );
+            let toml = import(&text, "f").expect("an import").toml();
+            let rules = |words: [&str; 2]| words.iter().all(|rule| toml.contains(*rule));
+            assert_eq!(
+                toml.contains("\"undecided\""),
+                wanted.is_none(),
+                "{condition}\n{toml}"
+            );
+            assert!(wanted.is_none_or(rules), "{condition}\n{toml}");
+        }
         // Refused first, and within the networks, too.
         let (rules, _) = with(" tcp-request connection reject if { src 10.0.0.9 }\n");
         assert_eq!(rules, [&["deny 10.0.0.9"][..], &inside].concat());
@@ -756,15 +797,47 @@ mod tests {
                  tcp-request connection reject if bad\n server a 10.0.0.1:1\n",
                 path.display()
             );
-            let toml = import(&text, "f").expect("an import").toml();
+            let document = import(&text, "f").expect("an import");
             std::fs::remove_file(&path).expect("a file");
-            toml
+            (document.toml(), document.report().to_string())
         };
-        let toml = with("# spam\n203.0.113.0/24\n\n 2001:db8::/32 \n");
+        let (toml, _) = with("# spam\n203.0.113.0/24\n\n 2001:db8::/32 \n");
         for rule in ["10.0.0.9", "203.0.113.0/24", "2001:db8::/32"] {
             assert!(toml.contains(&format!("\"deny {rule}\"")), "{toml}");
         }
-        assert!(with("203.0.113.0/24\nhost.example\n").contains("\"undecided\""));
+        for (networks, part) in [
+            (
+                "203.0.113.0/24\nhost.example\n",
+                ":2: this is no network: `check` refuses",
+            ),
+            (
+                &"#\n".repeat(1 << 20),
+                ": it is larger than 1 MiB: `check` refuses",
+            ),
+        ] {
+            let (toml, lists) = with(networks);
+            assert!(toml.contains("\"undecided\""), "{toml}");
+            assert!(lists.contains(part), "{part} in\n{lists}");
+        }
+    }
+
+    /// It is read once, for whatever many rules and listeners.
+    #[test]
+    fn the_networks_of_rules_may_come_from_a_pipe() {
+        use std::{io::Write as _, os::fd::AsRawFd as _};
+        let (reader, mut writer) = std::io::pipe().expect("a pipe");
+        writer.write_all(b"203.0.113.0/24\n").expect("written");
+        drop(writer);
+        let rule = format!(
+            "tcp-request connection reject if {{ src -f /proc/self/fd/{} }}\n",
+            reader.as_raw_fd()
+        );
+        let (toml, _) = imported(&format!(
+            "frontend f\n bind :1\n bind :2 tcp-ut 9s\n {rule} default_backend b\n\
+             backend b\n server a 10.0.0.1:1\nlisten l\n bind :3\n {rule} {rule} \
+             server a 10.0.0.1:1\n"
+        ));
+        assert_eq!(toml.matches("\"deny 203.0.113.0/24\"").count(), 4, "{toml}");
     }
 
     #[test]

@@ -3,16 +3,10 @@
 use super::{
     super::document::{self, Place, Section},
     Import,
+    sources::Lists,
     syntax::{Block, Line},
 };
-use crate::{
-    config::{text::quote::quoted, value::access::INSTEAD},
-    sys::files,
-};
-use std::path::Path;
-
-/// A list in a larger file is not read.
-const MOST_BYTES: u64 = 1 << 20;
+use crate::config::{text::quote::quoted, value::access::INSTEAD};
 
 /// `accept` or `reject`, of clients in some networks or outside of them.
 struct Rule<'a> {
@@ -44,7 +38,7 @@ impl Import<'_> {
         let has_proxy = section.has("accept_proxy");
         let mut sets: Vec<Vec<Rule<'_>>> = Vec::new();
         // Without them clients would be served that HAProxy refuses.
-        let mut undecided: Vec<&Line> = Vec::new();
+        let mut undecided: Vec<(&Line, String)> = Vec::new();
         for (kind, block) in ["connection", "session", "content"]
             .into_iter()
             .flat_map(|kind| blocks.iter().map(move |block| (kind, *block)))
@@ -62,17 +56,22 @@ impl Import<'_> {
                     self.carried(line);
                     continue;
                 }
-                match (rule(block, line).filter(|_| !is_of_peer), rejects(line)) {
-                    (Some(rule), _) => set.push(rule),
+                let Some(rejects) = rejects(line) else {
+                    match line.word(2).starts_with("track-sc") {
+                        true => self.harmless(line, COUNTERS),
+                        false => self.lost(line, "no rule that is carried over depends on it"),
+                    }
+                    continue;
+                };
+                let read = match is_of_peer {
+                    true => Err(OF_PEER.to_owned()),
+                    false => rule(&self.lists, block, line, rejects),
+                };
+                match read {
+                    Ok(rule) => set.push(rule),
                     // Without it the client is let pass as well, after a look at the content.
-                    (None, Some(false)) if !has_reject => {
-                        self.harmless(line, "nothing is rejected after it");
-                    }
-                    (None, Some(_)) => undecided.push(line),
-                    (None, None) if line.word(2).starts_with("track-sc") => {
-                        self.harmless(line, COUNTERS);
-                    }
-                    (None, None) => self.lost(line, "no rule that is carried over depends on it"),
+                    Err(_) if !has_reject => self.harmless(line, "nothing is rejected after it"),
+                    Err(why) => undecided.push((line, why)),
                 }
             }
             sets.push(set);
@@ -85,28 +84,21 @@ impl Import<'_> {
         for rule in sets.iter().flatten() {
             match list.is_some() {
                 true => self.carried(rule.line),
-                false => undecided.push(rule.line),
+                false => undecided.push((rule.line, NO_LIST.to_owned())),
             }
         }
-        undecided.sort_by(|a, b| a.place.cmp(&b.place));
-        undecided.dedup_by(|a, b| a.place == b.place);
-        for line in &undecided {
-            let text = match (limit_instead(&blocks, line), line.word(1)) {
-                (Some(key), _) => format!("`{key}` limits by it: {UNDECIDED}; {INSTEAD}"),
-                (None, "connection") if has_proxy => format!(
-                    "it looks at the peer, `access` at the client in the PROXY header: \
-                     {UNDECIDED}; {INSTEAD}"
-                ),
-                (None, _) => format!(
-                    "`access` knows addresses alone, and the first rule that matches decides: \
-                     {UNDECIDED}; {INSTEAD}"
-                ),
+        undecided.sort_by(|(a, _), (b, _)| a.place.cmp(&b.place));
+        undecided.dedup_by(|(a, _), (b, _)| a.place == b.place);
+        for (line, why) in &undecided {
+            let text = match limit_instead(&blocks, line) {
+                Some(key) => format!("`{key}` limits by it: {UNDECIDED}; {INSTEAD}"),
+                None => format!("{why}: {UNDECIDED}; {INSTEAD}"),
             };
             self.lost(line, &text);
         }
         let undecided = undecided
             .iter()
-            .map(|l| document::undecided(&l.place, &l.text()));
+            .map(|(line, _)| document::undecided(&line.place, &line.text()));
         let rules = list.unwrap_or_default().into_iter();
         let rules = rules.map(|(rule, place)| (rule, place.to_string()));
         let rules: Vec<_> = undecided.chain(rules).collect();
@@ -124,6 +116,10 @@ impl Import<'_> {
     }
 }
 
+/// Why a rule cannot be in a list.
+pub(super) const NO_LIST: &str =
+    "`access` knows addresses alone, and the first rule that matches decides";
+const OF_PEER: &str = "it looks at the peer, `access` at the client in the PROXY header";
 const UNDECIDED: &str = "`check` refuses the result until that is decided";
 /// What becomes of counters of clients.
 pub(super) const COUNTERS: &str = "`connection_rate_per_source` and `max_connections_per_source` \
@@ -278,71 +274,19 @@ fn joined(sets: &[Vec<Rule<'_>>]) -> Option<Vec<(String, Place)>> {
     Some(list)
 }
 
-/// `tcp-request KIND accept|reject [if|unless CONDITION]`; `None`: another rule, or a condition
-/// that is not on the source address.
-fn rule<'a>(block: &'a Block, line: &'a Line) -> Option<Rule<'a>> {
-    let mut rule = Rule {
-        rejects: rejects(line)?,
-        is_outside: false,
-        networks: Vec::new(),
+/// `tcp-request KIND accept|reject [if|unless CONDITION]`. The error is why it is no rule by the
+/// source address.
+fn rule<'a>(
+    lists: &Lists,
+    block: &'a Block,
+    line: &'a Line,
+    rejects: bool,
+) -> Result<Rule<'a>, String> {
+    let (is_outside, networks) = lists.condition(block, line, 3)?;
+    Ok(Rule {
+        rejects,
+        is_outside,
+        networks,
         line,
-    };
-    (rule.is_outside, rule.networks) = condition(block, line, 3)?;
-    Some(rule)
-}
-
-/// The networks that the words of a line from this one on look for the source in, and whether it
-/// has to be outside of them; none: any source. `None`: another condition.
-pub(super) fn condition(block: &Block, line: &Line, from: usize) -> Option<(bool, Vec<String>)> {
-    let Some((condition, rest)) = line.words.get(from..).unwrap_or_default().split_first() else {
-        return Some((false, Vec::new()));
-    };
-    let mut is_outside = false;
-    let mut words: Vec<&str> = rest.iter().map(String::as_str).collect();
-    if let Some(first) = words.first_mut()
-        && let Some(after) = first.strip_prefix('!')
-    {
-        is_outside = true;
-        *first = after;
-    }
-    words.retain(|word| !word.is_empty());
-    is_outside ^= condition == "unless";
-    let networks = match words.as_slice() {
-        ["{", inside @ .., "}"] => networks(inside)?,
-        // Of an `acl` with that name.
-        [name] => {
-            let is_it = |line: &&Line| line.word(0) == "acl" && line.word(1) == *name;
-            let mut acls = block.all().filter(is_it).peekable();
-            acls.peek()?;
-            let of = |acl: &Line| {
-                let words: Vec<&str> = acl.words.iter().skip(2).map(String::as_str).collect();
-                networks(&words)
-            };
-            acls.map(of).collect::<Option<Vec<_>>>()?.concat()
-        }
-        _ => return None,
-    };
-    Some((is_outside, networks))
-}
-
-/// Of `src NETWORK...`, where `-f FILE` stands for the networks in a file.
-fn networks(words: &[&str]) -> Option<Vec<String>> {
-    let (&"src", words) = words.split_first()? else {
-        return None;
-    };
-    let mut networks = Vec::new();
-    let mut words = words.iter();
-    while let Some(word) = words.next() {
-        if *word != "-f" {
-            networks.push(document::network(word)?);
-            continue;
-        }
-        let bytes = files::read(Path::new(words.next()?), MOST_BYTES + 1).ok()?;
-        let is_whole = bytes.len() as u64 <= MOST_BYTES;
-        let text = String::from_utf8(bytes).ok().filter(|_| is_whole)?;
-        let lines = text.lines().map(str::trim);
-        let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
-        networks.extend(lines.map(document::network).collect::<Option<Vec<_>>>()?);
-    }
-    (!networks.is_empty()).then_some(networks)
+    })
 }

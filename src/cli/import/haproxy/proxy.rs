@@ -3,7 +3,7 @@
 use super::{
     super::document::Section,
     Import,
-    access::{condition, is_expected},
+    access::{NO_LIST, is_expected},
     syntax::{Block, time},
 };
 use crate::config::text::quote::{quoted, quoted_list};
@@ -17,8 +17,8 @@ impl Import<'_> {
                 self.harmless(line, "`accept-proxy` expects a header from all peers");
                 continue;
             }
-            match condition(block, line, 4) {
-                Some((false, networks)) => {
+            match self.lists.condition(block, line, 4) {
+                Ok((false, networks)) => {
                     match networks.is_empty() {
                         true => trusted = None,
                         false => trusted
@@ -28,6 +28,7 @@ impl Import<'_> {
                     first.get_or_insert(&line.place);
                     self.carried(line);
                 }
+                Err(why) if why != NO_LIST => self.lost(line, &why),
                 _ => {
                     let text = "`trust` of accept_proxy names the addresses of the proxies, and \
                                 nothing else decides";
