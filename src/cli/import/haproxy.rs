@@ -472,6 +472,82 @@ mod tests {
         );
     }
 
+    /// What HAProxy reads into the parameters of a server.
+    #[test]
+    fn limits_and_first_states_of_servers_are_listed_as_what_they_become() {
+        let with = |balance: &str, server: &str| {
+            imported(&format!(
+                "listen l\n bind :1\n timeout queue 9s\n balance {balance}\n \
+                 server a db.example:1 {server}\n"
+            ))
+        };
+        for (balance, server, part, entry) in [
+            (
+                "roundrobin",
+                "weight 50%",
+                "weight = 50,",
+                "`weight 50%`: the number alone",
+            ),
+            ("roundrobin", "minconn 5", "max_connections = 5,", ""),
+            (
+                "roundrobin",
+                "minconn 9 maxconn 5",
+                "max_connections = 9,",
+                "",
+            ),
+            (
+                "roundrobin",
+                "minconn 5 maxconn 9",
+                "max_connections = 9,",
+                "`minconn`: max_conn",
+            ),
+            (
+                "roundrobin",
+                "maxconn 9 maxqueue 7",
+                "queue_length = 7 ",
+                "they wait, too, since",
+            ),
+            (
+                "leastconn",
+                "maxconn 9 maxqueue 7",
+                "queue_length = 7 ",
+                "waits for that one",
+            ),
+            (
+                "leastconn",
+                "minconn 9 maxqueue 7",
+                "queue_timeout = \"9s\"",
+                "waits for that one",
+            ),
+            (
+                "first",
+                "check init-state down",
+                "[upstreams.l.check]",
+                "`init-state down`: a list",
+            ),
+            ("first", "check init-state up", "[upstreams.l.check]", ""),
+            ("first", "init-addr none", "resolve_required = false", ""),
+            (
+                "first",
+                "init-addr libc,10.0.0.9",
+                "resolve_required = false",
+                "10.0.0.9 is no back",
+            ),
+        ] {
+            let (toml, lists) = with(balance, server);
+            assert!(toml.contains(part), "{part} in\n{toml}");
+            assert!(toml.matches("max_connections").count() <= 1, "{toml}");
+            let (rest, lost) = lists.split_once("not carried over: ").expect("the list");
+            let (_, differs) = rest.split_once("differs: ").expect("the list");
+            let line = differs.lines().find(|line| line.starts_with("  f:5: "));
+            assert!(
+                line.is_some_and(|line| line.contains(entry)),
+                "{entry} in\n{lists}"
+            );
+            assert!(lost.starts_with('0'), "{lists}");
+        }
+    }
+
     /// A server that expects no PROXY header takes it for data.
     #[test]
     fn a_header_is_sent_to_no_server_that_had_none() {

@@ -7,7 +7,7 @@ use super::{
     syntax::{Block, Line, VARIABLE, time},
 };
 use crate::config::text::quote::quoted;
-use std::collections::HashSet;
+use std::{collections::HashSet, net::IpAddr};
 
 impl Import<'_> {
     /// Why there can be no section for it.
@@ -167,17 +167,22 @@ impl Import<'_> {
                 self.lost(line, VARIABLE);
                 continue;
             }
-            if !address.starts_with("unix:") && !matches!(port, Some(Ok(1..))) {
-                let text = "there is no port in it: HAProxy takes that of the client; a listener \
-                            and an upstream for each port can do so";
-                self.lost(line, text);
-                continue;
-            }
             if address.starts_with('_') {
                 self.lost(
                     line,
                     "SRV: write [upstreams.NAME.discover] with kind = \"srv\"",
                 );
+                continue;
+            }
+            if let Some((kind, _)) = address.split_once('@') {
+                let text = format!("`{kind}@`: a backend has an address, a name or unix:/PATH");
+                self.lost(line, &text);
+                continue;
+            }
+            if !address.starts_with("unix:") && !matches!(port, Some(Ok(1..))) {
+                let text = "there is no port in it: HAProxy takes that of the client; a listener \
+                            and an upstream for each port can do so";
+                self.lost(line, text);
                 continue;
             }
             if !addresses.insert(address.clone()) {
@@ -192,11 +197,17 @@ impl Import<'_> {
 
     /// The backend, and the lines that it comes from.
     fn server(&mut self, server: &Server) -> (String, String) {
+        let limit = server.limit();
         let mut fields = vec![format!("address = {}", quoted(&server.address))];
         let mut places = vec![&server.place];
         for Parameter { name, value, place } in &server.parameters {
             let field = match name.as_str() {
-                "weight" | "maxconn" if value.parse::<u64>().is_err() => {
+                "weight" if value.strip_suffix('%').is_some_and(is_number) => {
+                    let text = format!("`weight {value}`: the number alone, as HAProxy takes it");
+                    self.note(List::Differs, place, &text);
+                    format!("weight = {}", value.trim_end_matches('%'))
+                }
+                "weight" | "maxconn" | "minconn" if !is_number(value) => {
                     self.note(
                         List::Lost,
                         place,
@@ -205,7 +216,22 @@ impl Import<'_> {
                     continue;
                 }
                 "weight" => format!("weight = {value}"),
-                "maxconn" => format!("max_connections = {value}"),
+                // Of the two the one that limits.
+                "maxconn" if value.parse() == Ok(limit) => format!("max_connections = {value}"),
+                "maxconn" => continue,
+                "minconn"
+                    if server
+                        .get("maxconn")
+                        .is_none_or(|most| most.parse() != Ok(limit)) =>
+                {
+                    format!("max_connections = {limit}")
+                }
+                "minconn" => {
+                    let text = "`minconn`: max_connections is that of `maxconn` at any load; a \
+                                lower one has sessions wait earlier";
+                    self.note(List::Differs, place, text);
+                    continue;
+                }
                 "backup" => "backup = true".to_owned(),
                 "disabled" => "down = true".to_owned(),
                 // Of `observe`.
@@ -220,9 +246,20 @@ impl Import<'_> {
                 "check" | "no-check" | "inter" | "fastinter" | "downinter" | "rise" | "fall"
                 | "port" | "addr" | "observe" | "on-error" | "on-marked-down" | "on-marked-up"
                 | "check-ssl" | "check-sni" | "verify" | "ca-file" | "init-addr" | "resolvers"
-                | "resolve-prefer" | "send-proxy" | "send-proxy-v2" | "check-send-proxy" | "id"
-                | "enabled" | "none" | "required" | "stick" | "non-stick" => continue,
+                | "resolve-prefer" | "guid" | "send-proxy" | "send-proxy-v2"
+                | "check-send-proxy" | "id" | "enabled" | "none" | "required" | "stick"
+                | "non-stick" => continue,
                 "cookie" => continue,
+                "init-state" => {
+                    if server.is_checked() && value != "up" {
+                        let text = format!(
+                            "`init-state {value}`: a listener accepts once its backends have been \
+                             checked ([process] start_wait)"
+                        );
+                        self.note(List::Differs, place, &text);
+                    }
+                    continue;
+                }
                 "track" => {
                     let text = "`track`: the check of its own upstream, [upstreams.NAME.check], \
                                 takes the place of another one's";
@@ -328,23 +365,26 @@ impl Import<'_> {
             );
             self.note(List::Differs, &server.place, &text);
             // A start does not fail without an address.
-            let mut initial = server.get("init-addr").unwrap_or_default().split(',');
-            if initial.any(|method| method == "none") && !section.has("resolve_required") {
-                section.set("resolve_required", "false", server.place_of("init-addr"));
+            let place = server.place_of("init-addr");
+            let initial = || server.get("init-addr").unwrap_or_default().split(',');
+            let address = initial().find(|method| method.parse::<IpAddr>().is_ok());
+            if let Some(address) = address {
+                let text = format!(
+                    "`init-addr`: {address} is no backend while {host} is not found: it has none \
+                     then (resolve_required)"
+                );
+                self.note(List::Differs, place, &text);
+            }
+            let is_optional = address.is_some() || initial().any(|method| method == "none");
+            if is_optional && !section.has("resolve_required") {
+                section.set("resolve_required", "false", place);
             }
         }
     }
 
     /// Sessions wait for a place where servers have limits.
     fn queue(&mut self, section: &mut Section, block: &Block, servers: &[Server]) {
-        let of = |name: &str| {
-            let values = servers.iter().filter_map(|server| server.get(name));
-            values
-                .filter_map(|value| value.parse::<u64>().ok())
-                .filter(|value| *value > 0)
-                .sum::<u64>()
-        };
-        if of("maxconn") == 0 {
+        if servers.iter().all(|server| server.limit() == 0) {
             return;
         }
         let (line, how) = match (block.last("timeout queue"), block.last("timeout connect")) {
@@ -365,15 +405,35 @@ impl Import<'_> {
         } else if let Some(limit) = limit {
             section.set("queue_timeout", quoted(&limit), &line.place);
             self.differs(line, how);
-            let length = of("maxqueue");
-            let first = servers
-                .iter()
-                .find(|server| server.get("maxqueue").is_some());
-            if let Some(first) = first.filter(|_| length > 0) {
-                section.set("queue_length", length, first.place_of("maxqueue"));
+            let most = |server: &Server| server.get("maxqueue")?.parse::<u64>().ok();
+            let limited: Vec<_> = servers.iter().filter(|s| most(s) > Some(0)).collect();
+            let Some(first) = limited.first() else {
+                return;
+            };
+            let length: u64 = limited.iter().filter_map(|s| most(s)).sum();
+            section.set("queue_length", length, first.place_of("maxqueue"));
+            let text = match block
+                .last("balance")
+                .is_some_and(|l| l.word(1) == "leastconn")
+            {
+                true => WAITS_FOR_ITS_SERVER,
+                false => WAITS_FOR_ANY,
+            };
+            for server in limited {
+                self.note(List::Differs, server.place_of("maxqueue"), text);
             }
         }
     }
+}
+
+/// What becomes of `maxqueue`, by `balance`.
+const WAITS_FOR_ITS_SERVER: &str = "`maxqueue`: queue_length is the sum, and a session takes the first place that is free; with \
+     `leastconn` HAProxy picks its server first, and it waits for that one";
+const WAITS_FOR_ANY: &str = "`maxqueue`: queue_length is the sum, and closes sessions beyond it; in HAProxy they wait, too, \
+     since only those wait at a server that stick to it";
+
+fn is_number(text: &str) -> bool {
+    text.parse::<u64>().is_ok()
 }
 
 /// The second of several backups behind one server at most: HAProxy uses the first one that is up.

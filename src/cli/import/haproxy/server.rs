@@ -3,7 +3,7 @@
 use super::{super::document::Place, syntax::Line};
 
 /// The parameters of servers that take a value.
-const WITH_VALUE: [&str; 44] = [
+const WITH_VALUE: [&str; 68] = [
     "addr",
     "agent-addr",
     "agent-inter",
@@ -15,39 +15,63 @@ const WITH_VALUE: [&str; 44] = [
     "check-proto",
     "check-sni",
     "ciphers",
+    "ciphersuites",
+    "client-sigalgs",
     "cookie",
     "crl-file",
     "crt",
+    "curves",
     "downinter",
     "error-limit",
     "fall",
     "fastinter",
+    "guid",
+    "hash-key",
     "id",
+    "idle-ping",
     "init-addr",
+    "init-state",
     "inter",
+    "log-bufsize",
+    "log-proto",
     "max-reuse",
     "maxconn",
     "maxqueue",
     "minconn",
     "namespace",
+    "npn",
     "observe",
     "on-error",
     "on-marked-down",
     "on-marked-up",
+    "pool-conn-name",
+    "pool-low-conn",
+    "pool-max-conn",
+    "pool-purge-delay",
     "port",
     "proto",
     "proxy-v2-options",
     "redir",
     "resolve-net",
+    "resolve-opts",
     "resolve-prefer",
     "resolvers",
     "rise",
+    "shard",
+    "sigalgs",
     "slowstart",
     "sni",
+    "socks4",
+    "source",
+    "ssl-max-ver",
+    "ssl-min-ver",
+    "tcp-md5sig",
     "tcp-ut",
     "track",
+    "usesrc",
     "verifyhost",
     "weight",
+    "ws",
 ];
 
 /// A parameter of a server.
@@ -79,7 +103,7 @@ impl Server {
         let defaults = defaults.iter().map(|(word, place)| (word, place));
         let mut words = defaults.chain(own);
         while let Some((word, place)) = words.next() {
-            let has_value = WITH_VALUE.contains(&word.as_str()) || word == "source";
+            let has_value = WITH_VALUE.contains(&word.as_str());
             let value = if has_value { words.next() } else { None };
             let off = word.strip_prefix("no-").unwrap_or(word);
             parameters.retain(|known| known.name != *word && known.name != off);
@@ -105,6 +129,13 @@ impl Server {
 
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.find(name).map(|found| found.value.as_str())
+    }
+
+    /// How many connections it may have; 0: any number. HAProxy takes `minconn` for that where it is
+    /// the larger one, or alone.
+    pub(super) fn limit(&self) -> u64 {
+        let number = |name| self.get(name).and_then(|value| value.parse::<u64>().ok());
+        number("maxconn").max(number("minconn")).unwrap_or(0)
     }
 
     /// Where a parameter stands; without it the server.
