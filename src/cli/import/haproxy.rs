@@ -548,6 +548,34 @@ mod tests {
         }
     }
 
+    /// Nothing listens at more addresses than HAProxy, and no parameter hides another.
+    #[test]
+    fn an_address_that_would_let_more_clients_in_is_left_out() {
+        let (toml, lists) = imported(
+            "listen a\n bind :1 mss 1400 accept-proxy\n bind :2 interface eth0\n \
+             bind :3 namespace blue\n bind :4 accept-netscaler-cip 1\n bind abns@x\n \
+             bind :5 accept-proxy maxconn 9\n server a 10.0.0.1:1\n server b _s._tcp.example\n \
+             server c abns@y\n",
+        );
+        assert!(
+            toml.contains("bind = [\"0.0.0.0:1\", \"0.0.0.0:5\"]"),
+            "{toml}"
+        );
+        assert!(toml.contains("accept_proxy = true"), "{toml}");
+        for part in [
+            "f:2: `bind :1 mss 1400 accept-proxy`: `mss` has no counterpart\n",
+            "f:3: `bind :2 interface eth0`: left out: `interface`: name an address",
+            "f:4: `bind :3 namespace blue`: left out: `namespace`",
+            "f:5: `bind :4 accept-netscaler-cip 1`: left out: only PROXY headers",
+            "f:6: `bind abns@x`: left out: `bind` takes addresses and paths",
+            "f:7: `bind :5 accept-proxy maxconn 9`: `maxconn` of an address",
+            "f:9: `server b _s._tcp.example`: SRV: write",
+            "f:10: `server c abns@y`: `abns@`: a backend has",
+        ] {
+            assert!(lists.contains(part), "{part} in\n{lists}");
+        }
+    }
+
     /// A server that expects no PROXY header takes it for data.
     #[test]
     fn a_header_is_sent_to_no_server_that_had_none() {

@@ -158,13 +158,27 @@ impl<'a> Import<'a> {
                 "user" => rest.next().map(|user| ("unix_owner", quoted(user))),
                 "group" => rest.next().map(|group| ("unix_group", quoted(group))),
                 "v4v6" | "v6only" | "tfo" | "defer-accept" => continue,
-                "name" | "process" | "thread" | "maxconn" | "level" | "shards" => {
+                "name" | "process" | "thread" | "level" | "shards" | "id" | "nice" | "guid"
+                | "label" | "severity-output" | "nbconn" | "expose-fd" => {
                     rest.next();
                     continue;
                 }
-                _ => {
+                // More clients would get in, and what they send first would be taken for data.
+                "interface" => return Err("`interface`: name an address of it instead"),
+                "namespace" => return Err("`namespace`: a process has one, that it is started in"),
+                "accept-netscaler-cip" => return Err("only PROXY headers are read"),
+                "maxconn" => {
+                    rest.next();
+                    let text = "`maxconn` of an address: write max_connections of the listener";
+                    self.lost(line, text);
+                    continue;
+                }
+                parameter => {
                     self.lost(line, &format!("`{parameter}` has no counterpart"));
-                    break;
+                    if ["mss", "tcp-md5sig", "uid", "gid", "proto", "cc"].contains(&parameter) {
+                        rest.next();
+                    }
+                    continue;
                 }
             };
             let known = |name: &str| binds.keys.iter().any(|(key, _)| *key == name);
@@ -371,6 +385,9 @@ fn bind(address: &str, both: bool) -> Result<Vec<String>, &'static str> {
         .trim_start_matches("unix@");
     if address.starts_with('/') {
         return Ok(vec![format!("unix:{address}")]);
+    }
+    if address.contains('@') {
+        return Err("`bind` takes addresses and paths of unix sockets");
     }
     let Some((host, port)) = address.rsplit_once(':') else {
         return Err("there is no port in it");
