@@ -159,12 +159,9 @@ fn write(
 ) -> Result<bool, String> {
     let report = document.report();
     complain(&report.to_string());
-    if document.sections.is_empty() {
-        return Err("error: nothing can be imported".to_owned());
-    }
     if !document.has_listener() {
         return Err(
-            "error: nothing of it can be a listener: the lists say why\n  hint: the file \
+            "error: nothing can be imported as a listener: the lists say why\n  hint: the file \
                     is meant that has the `stream` block of nginx, or a `frontend` or `listen` \
                     section of HAProxy with `mode tcp`"
                 .to_owned(),

@@ -492,7 +492,7 @@ fn what_is_lost_is_listed_and_strict_fails() {
         ),
         (
             "http { access_log /var/log/x; server { listen 80; root /x; } }",
-            "nothing of it can be a listener",
+            "nothing can be imported as a listener",
         ),
     ] {
         let file = dir.write("wrong.conf", text);

@@ -348,6 +348,7 @@ mod tests {
                 ],
             ),
             ("option httpchk\n", &["status = \"200-399\""]),
+            ("option httpchk GET /x\n", &["path = \"/x\" # f:4"]),
             (
                 "option httpchk\n http-check connect ssl port 9\n \
                  http-check send meth GET uri /healthz\n",
@@ -428,6 +429,12 @@ mod tests {
                     "queue_length = 256",
                 ][..],
             ),
+            // A server that expects a header gets one, with or without what it says of TLS.
+            (
+                "\u{feff}listen a\n bind :1\n option httpchk GET /x\n server a 10.0.0.1:1 check \
+                 send-proxy-v2-ssl-cn\n server b 10.0.0.2:1 send-proxy-v2\n",
+                &["send_proxy = \"v2\" # f:4", "10.0.0.2:1"],
+            ),
             // The port follows the last colon.
             (
                 "listen a\n bind :::1\n server a 2001:db8::2:12:6443\n",
@@ -470,6 +477,47 @@ mod tests {
                 "send_proxy = \"v2\"",
             ],
         );
+    }
+
+    #[test]
+    fn requests_of_checks_are_listed_where_they_become_others() {
+        for (lines, list, entry) in [
+            (
+                "option httpchk GET /x",
+                "carried over",
+                "f:3: option httpchk GET /x\n",
+            ),
+            (
+                "option httpchk",
+                "differs",
+                "`option httpchk`: GET instead of OPTIONS\n",
+            ),
+            (
+                "option httpchk HEAD /",
+                "differs",
+                "GET instead of that method\n",
+            ),
+            (
+                "option httpchk GET /x HTTP/1.1\\r\\nHost:\\ y",
+                "differs",
+                "GET with the path",
+            ),
+            (
+                "option httpchk GET /\n http-check expect ! status 503",
+                "not carried over",
+                "f:4: `http-check expect ! status 503`: `status` names",
+            ),
+        ] {
+            let (_, lists) = imported(&format!(
+                "listen a\n bind :1\n {lines}\n server a 10.0.0.1:1 check\n"
+            ));
+            let (before, _) = lists.split_once(entry).unwrap_or_else(|| panic!("{lists}"));
+            let heading = before.lines().rfind(|line| !line.starts_with("  "));
+            assert!(
+                heading.is_some_and(|h| h.starts_with(list)),
+                "{list}: {lists}"
+            );
+        }
     }
 
     /// What HAProxy reads into the parameters of a server.

@@ -44,9 +44,10 @@ impl Import<'_> {
         }
         let servers = self.servers(block);
         let proxy = servers.first().and_then(proxy_version);
+        let version = |(_, version)| version;
         let (servers, others): (Vec<_>, Vec<_>) = servers
             .into_iter()
-            .partition(|server| proxy_version(server) == proxy);
+            .partition(|server| proxy_version(server).map(version) == proxy.map(version));
         for server in others {
             let text = "it is left out: send_proxy holds for all backends of an upstream, and the \
                         first server has another; an upstream of its own can have it";
@@ -250,6 +251,12 @@ impl Import<'_> {
                 | "check-send-proxy" | "id" | "enabled" | "none" | "required" | "stick"
                 | "non-stick" => continue,
                 "cookie" => continue,
+                "send-proxy-v2-ssl" | "send-proxy-v2-ssl-cn" => {
+                    let text =
+                        format!("`{name}`: the header says nothing of TLS, which is passed on");
+                    self.note(List::Differs, place, &text);
+                    continue;
+                }
                 "init-state" => {
                     if server.is_checked() && value != "up" {
                         let text = format!(
@@ -451,6 +458,12 @@ pub(super) fn is_stick(line: &Line) -> bool {
 
 /// The parameter that has a server get a PROXY header, and the version.
 fn proxy_version(server: &Server) -> Option<(&'static str, &'static str)> {
-    let mut versions = [("send-proxy", "v1"), ("send-proxy-v2", "v2")].into_iter();
+    let mut versions = [
+        ("send-proxy", "v1"),
+        ("send-proxy-v2", "v2"),
+        ("send-proxy-v2-ssl", "v2"),
+        ("send-proxy-v2-ssl-cn", "v2"),
+    ]
+    .into_iter();
     versions.find(|(parameter, _)| server.get(parameter).is_some())
 }

@@ -232,7 +232,11 @@ fn http(import: &mut Import<'_>, section: &mut Section, block: &Block, line: &Li
                 }
                 import.differs(line, "GET with the path alone");
             }
-            ("expect", "string" | "rstring") | ("expect", "!") => {
+            ("expect", "!") => {
+                let text = "`status` names what a server answers that is up, and no body is read";
+                import.lost(line, text);
+            }
+            ("expect", "string" | "rstring") => {
                 let text = "no body is looked at: a server is up with any answer of this status";
                 import.lost(line, text);
             }
@@ -255,7 +259,12 @@ fn http(import: &mut Import<'_>, section: &mut Section, block: &Block, line: &Li
             line,
             "kind = \"postgres\" with a `user` and a `role` asks the server itself, beside Patroni",
         ),
-        false => import.differs(line, "GET instead of OPTIONS, where no method is named"),
+        false => match line.word(2) {
+            "GET" if line.words.len() <= 4 => import.carried(line),
+            "GET" => import.differs(line, "GET with the path alone"),
+            "HEAD" | "POST" | "PUT" => import.differs(line, "GET instead of that method"),
+            _ => import.differs(line, "GET instead of OPTIONS"),
+        },
     }
 }
 

@@ -175,7 +175,9 @@ impl<'a> Import<'a> {
                 }
                 parameter => {
                     self.lost(line, &format!("`{parameter}` has no counterpart"));
-                    if ["mss", "tcp-md5sig", "uid", "gid", "proto", "cc"].contains(&parameter) {
+                    if ["mss", "tcp-md5sig", "uid", "gid", "proto", "alpn", "cc"]
+                        .contains(&parameter)
+                    {
                         rest.next();
                     }
                     continue;

@@ -129,6 +129,7 @@ pub(super) fn read(text: &str, origin: &str) -> Result<Vec<Block>, String> {
     let mut blocks: Vec<Block> = Vec::new();
     // Each with its name.
     let mut defaults: Vec<(String, Vec<Line>)> = Vec::new();
+    let text = text.trim_start_matches('\u{feff}');
     for (n, line) in text.lines().enumerate() {
         let place = Place {
             file: file.clone(),
