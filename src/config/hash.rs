@@ -9,8 +9,8 @@ use xxhash_rust::xxh3::xxh3_64;
 /// Contents of other files do not count. Another version of the program may give another hash.
 pub fn hash(plan: &Plan) -> String {
     let mut plan = plan.clone();
-    plan.listeners.sort_by(|a, b| a.name.cmp(&b.name));
-    plan.upstreams.sort_by(|a, b| a.name.cmp(&b.name));
+    plan.listeners.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    plan.upstreams.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     hash_text(&dump(&plan))
 }
 

@@ -147,7 +147,7 @@ fn find_at<'a>(
         return Ok(found);
     }
     let mut known: Vec<String> = pools.iter().flat_map(|pool| pool.texts()).collect();
-    known.sort();
+    known.sort_unstable();
     known.dedup();
     let of_upstream = pools.iter().find(|pool| *pool.name == *address);
     Err(AddressError::Unknown {

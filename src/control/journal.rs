@@ -393,7 +393,7 @@ impl Journal {
             .collect();
         // Without a cursor, and after one of another process, as they happened.
         if seen.is_some() {
-            events.sort_by_key(|e| e.revision);
+            events.sort_unstable_by_key(|e| e.revision);
         }
         let lost = cursor.map_or(0, |_| book.first.saturating_sub(seen.map_or(0, |c| c.next)));
         let cursor = Cursor {

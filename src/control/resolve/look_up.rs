@@ -153,7 +153,7 @@ fn system(host: &str, question: Question) -> Answer {
     let found = (host, 0).to_socket_addrs();
     let found = found.map_err(|e| (e.kind(), format!("{host} does not resolve: {e}")))?;
     let mut addresses: Vec<SocketAddr> = found.collect();
-    addresses.sort();
+    addresses.sort_unstable();
     addresses.dedup();
     if addresses.is_empty() {
         let text = format!("{host} has no address");

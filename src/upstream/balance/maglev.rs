@@ -196,7 +196,7 @@ mod tests {
                 100.0 * moved.count() as f64 / stay.count() as f64
             };
             let mut shares: Vec<f64> = (0..sets).map(moved).collect();
-            shares.sort_by(f64::total_cmp);
+            shares.sort_unstable_by(f64::total_cmp);
             let median = shares[shares.len() / 2];
             assert!(median <= most, "{median} % of the keys, {count} backends");
         }

@@ -268,7 +268,7 @@ mod tests {
         let texts = |targets: &Targets| {
             let usable = usable(&targets.regular);
             let mut texts: Vec<String> = usable.iter().map(|t| t.text.clone()).collect();
-            texts.sort();
+            texts.sort_unstable();
             texts
         };
         texts(a) == texts(b)
