@@ -51,7 +51,7 @@ use crate::{
     plan::{Addr, Plan, reason::CloseReason},
     runtime::{heartbeat::Pulse, net::SocketFile},
     session::service::{ProcessContext, Service},
-    sys::{self, blocking, mutex::Mutex},
+    sys::{self, blocking, mutex::Mutex, task::boxed},
     upstream::{health::Pace, pool::Pool},
 };
 use node::Node;
@@ -249,8 +249,8 @@ impl Server {
         if runtime.is_held() {
             state.give_up_ready_file(true).await;
         }
-        let upkeep = tokio::spawn(keep_up(Arc::downgrade(&state)));
-        let ready_file = tokio::spawn(node::keep(Arc::downgrade(&state)));
+        let upkeep = tokio::spawn(boxed(keep_up(Arc::downgrade(&state))));
+        let ready_file = tokio::spawn(boxed(node::keep(Arc::downgrade(&state))));
         let listeners = runtime.pending_listeners();
         if listeners > 0 && !runtime.is_held() {
             tracing::info!(listeners, "waiting for the first checks before accepting");

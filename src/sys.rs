@@ -16,4 +16,5 @@ pub mod pipe;
 pub mod process;
 pub mod route;
 pub mod socket;
+pub mod task;
 pub mod upgrade_channel;

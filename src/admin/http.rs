@@ -13,7 +13,7 @@ use super::{
     stream::Stream,
     terminate, upgrade,
 };
-use crate::{control::State, telemetry::throttle::Throttle};
+use crate::{control::State, sys::task::boxed, telemetry::throttle::Throttle};
 use http_body_util::{Either, Full};
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -165,7 +165,7 @@ where
             }
         }
     };
-    tracker.spawn(bounded).abort_handle()
+    tracker.spawn(boxed(bounded)).abort_handle()
 }
 
 async fn answer(

@@ -2,6 +2,7 @@
 //! it gets, and ends with its connection.
 
 use super::lifetime::Lifetime;
+use crate::sys::task::boxed;
 use hyper::body::{Body, Bytes, Frame};
 use serde::Serialize;
 use std::{
@@ -46,10 +47,10 @@ impl Stream {
             pieces: send,
             piece: String::new(),
         });
-        let maker = tokio::spawn(async move {
+        let maker = tokio::spawn(boxed(async move {
             // A client that has disconnected needs no answer.
             let _ = made.await;
-        });
+        }));
         Self {
             pieces: receive,
             lifetime: Arc::clone(lifetime),

@@ -3,7 +3,7 @@
 mod roles;
 
 use super::{complain, print};
-use crate::{config, plan::Plan};
+use crate::{config, plan::Plan, sys::task::boxed};
 use std::{
     io,
     net::{SocketAddr, TcpListener, UdpSocket},
@@ -265,11 +265,11 @@ async fn until_stopped(name: &'static str, socket: TcpListener) -> io::Result<()
                 let stop = stop.clone();
                 match accepted {
                     Ok((stream, _)) => {
-                        tokio::spawn(async move {
+                        tokio::spawn(boxed(async move {
                             if matches!(greet(name, stream).await, Ok(true)) {
                                 stop.cancel();
                             }
-                        });
+                        }));
                     }
                     Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
                 }

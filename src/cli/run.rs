@@ -13,7 +13,7 @@ use crate::{
         },
     },
     plan::{self, Plan},
-    sys::{self, blocking},
+    sys::{self, blocking, task::boxed},
     telemetry::log,
 };
 use std::{
@@ -90,12 +90,12 @@ async fn serve(plan: Plan, file: Option<PathBuf>) -> Result<(), String> {
     }
     let watchdog = manager.clone().feed_watchdog(Arc::clone(&server.state));
     // Until the end of the drain, or until another process feeds it.
-    let watchdog = AbortOnDropHandle::new(tokio::spawn(watchdog));
+    let watchdog = AbortOnDropHandle::new(tokio::spawn(boxed(watchdog)));
     let watching = file
         .clone()
         .map(|file| reload_on_change(file, Arc::clone(&server.state)));
     // Without a file there is nothing to watch.
-    let _watching = watching.map(|watching| AbortOnDropHandle::new(tokio::spawn(watching)));
+    let _watching = watching.map(|watching| AbortOnDropHandle::new(tokio::spawn(boxed(watching))));
     let at_once = CancellationToken::new();
     // Requests that are left fail when it is dropped.
     let mut requests = Requests {
@@ -125,18 +125,19 @@ async fn serve(plan: Plan, file: Option<PathBuf>) -> Result<(), String> {
     admin_sockets.drop_sockets();
     let second = at_once.clone();
     let successor = replaced.as_ref().map(|replaced| replaced.pid);
-    tokio::spawn(async move {
+    tokio::spawn(boxed(async move {
         if let Some(successor) = successor {
             // It drains already. A service manager sends TERM to all processes.
             signals.stop_forwarding(successor).await;
         }
         signals.stop().await;
         second.cancel();
-    });
+    }));
     let state = Arc::clone(&server.state);
     let ended = CancellationToken::new();
     let reporting = replaced.map(|r| r.report_rest(Arc::clone(&state), ended.clone()));
-    let reporting = reporting.map(|reporting| AbortOnDropHandle::new(tokio::spawn(reporting)));
+    let reporting =
+        reporting.map(|reporting| AbortOnDropHandle::new(tokio::spawn(boxed(reporting))));
     let cut = server.stop(at_once).await;
     ended.cancel();
     let reported = match reporting {

@@ -4,7 +4,7 @@ use super::supervise::supervised;
 use crate::{
     plan::{Check, SendProxy, reason::CheckResult},
     probe::{CheckCredentials, CheckReport, Probe, Secret},
-    sys::{blocking, mutex::Mutex},
+    sys::{blocking, mutex::Mutex, task::boxed},
     upstream::{
         backend::Backend,
         balance::Chance,
@@ -111,7 +111,7 @@ impl Checks {
                         chance: Chance::from_seed(chance.draw()),
                     };
                     let task = stop.clone().run_until_cancelled_owned(checks.run());
-                    let task = tokio::spawn(task).abort_handle();
+                    let task = tokio::spawn(boxed(task)).abort_handle();
                     Running {
                         task,
                         check_now,

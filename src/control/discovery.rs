@@ -19,7 +19,7 @@ use crate::{
     },
     handover::discovery::DiscoveryRecord,
     plan::{Addr, Backend, Discover, Plan, Target, Upstream, reason::words},
-    sys::mutex::Mutex,
+    sys::{mutex::Mutex, task::boxed},
 };
 use asking::Asking;
 use saved::{Saved, identify};
@@ -133,7 +133,9 @@ pub(super) async fn begin_all(
             }
             None => {
                 let known = known_of(&name, &discover, running, handed);
-                begun.spawn(async move { (Discovery::begin(&name, &discover, known).await, name) });
+                begun.spawn(boxed(async move {
+                    (Discovery::begin(&name, &discover, known).await, name)
+                }));
             }
         }
     }

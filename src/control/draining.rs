@@ -12,7 +12,7 @@ use crate::{
         reason::{BackendState, CloseReason},
     },
     session::registry::Sessions,
-    sys::mutex::Mutex,
+    sys::{mutex::Mutex, task::boxed},
     upstream::{
         backend::Backend,
         health::{Pace, Verdict},
@@ -85,10 +85,10 @@ pub(super) fn terminate_of_listener(
         pace: Arc::clone(pace),
     };
     let (stop, listener) = (stop.child_token(), listener.to_owned());
-    tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+    tokio::spawn(boxed(stop.clone().run_until_cancelled_owned(async move {
         tokio::time::sleep(wait).await;
         terminator.terminate_all_of(&listener).await;
-    }));
+    })));
     Some(stop.drop_guard())
 }
 
@@ -319,7 +319,7 @@ impl Draining {
             self.terminator.clone(),
             Arc::downgrade(backend),
         );
-        tokio::spawn(stop.run_until_cancelled_owned(async move {
+        tokio::spawn(boxed(stop.run_until_cancelled_owned(async move {
             if !wait.is_zero() {
                 tokio::time::sleep(wait).await;
             }
@@ -327,7 +327,7 @@ impl Draining {
             if let Some(backend) = known.upgrade() {
                 terminator.terminate_all_on(&pool, &backend, reason).await;
             }
-        }));
+        })));
         terminations.insert(key, termination);
     }
 }

@@ -8,6 +8,7 @@ use crate::{
         reason::CheckResult,
     },
     probe::{CheckReport, Probe},
+    sys::task::boxed,
     upstream::{
         balance::Chance,
         health::{PrimaryClaim, count_servers},
@@ -144,7 +145,7 @@ pub async fn probe_once(plan: &Plan) -> Result<Vec<ProbedBackend>, StartErrors> 
                             upstream.send_proxy,
                             credentials.clone(),
                         );
-                        Asked::Task(tokio::spawn(ask(probe, Arc::clone(&places))))
+                        Asked::Task(tokio::spawn(boxed(ask(probe, Arc::clone(&places)))))
                     }
                 };
                 asked.push((of(Some(address)), started));

@@ -7,6 +7,7 @@ mod look_up;
 use super::StartError;
 use crate::{
     plan::{Addr, Backend, Target, Upstream},
+    sys::task::boxed,
     upstream::pool::Pool,
 };
 use failures::Failures;
@@ -42,12 +43,12 @@ pub(super) async fn all(
                 .map(|b| {
                     let known = known.get(&(u.name.clone(), b.text.clone())).cloned();
                     let (resolver, backend) = (resolver.clone(), b.clone());
-                    tokio::spawn(async move {
+                    tokio::spawn(boxed(async move {
                         match known {
                             Some(known) => Ok(known),
                             None => look_up(resolver, backend).await,
                         }
-                    })
+                    }))
                 })
                 .collect()
         })
@@ -113,13 +114,13 @@ pub(super) fn keep_fresh(pool: Arc<Pool>, upstream: &Upstream, resolver: &Resolv
         // Spread over the interval, so that a name server does not get all questions at once.
         let first = interval.mul_f64((n + 1) as f64 / named.len() as f64);
         let (pool, resolver) = (Arc::clone(&pool), resolver.clone());
-        tasks.spawn(keep_one_fresh(
+        tasks.spawn(boxed(keep_one_fresh(
             pool,
             resolver,
             (*backend).clone(),
             interval,
             first,
-        ));
+        )));
     }
     tasks
 }

@@ -6,6 +6,7 @@ use super::{
     redis_client::{RedisClient, Value},
 };
 use crate::plan::{Discover, RedisLogin, ServerAddress, Want};
+use crate::sys::task::boxed;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{
     sync::Notify,
@@ -75,13 +76,13 @@ impl SentinelSource {
         for server in &self.sentinels {
             let (server, login) = (server.clone(), self.login.clone());
             let (master, want, limit) = (self.master.clone(), self.want, self.timeout);
-            asked.spawn(async move {
+            asked.spawn(boxed(async move {
                 let view = timeout(limit, ask_one(&server, &login, &master, want)).await;
                 view.unwrap_or_else(|_| {
                     let error = SourceError::timed_out(limit);
                     Err(error.at(&format!("server {}", server.text)))
                 })
-            });
+            }));
         }
         let (mut views, mut errors) = (Vec::new(), Vec::new());
         while let Some(view) = asked.join_next().await {
@@ -92,7 +93,7 @@ impl SentinelSource {
             }
         }
         if views.len() * 2 < self.sentinels.len() || views.is_empty() {
-            errors.sort();
+            errors.sort_unstable();
             let (count, all) = (views.len(), self.sentinels.len());
             let why = errors.join("; ");
             return Err(SourceError::new(format!(
@@ -122,7 +123,7 @@ impl SentinelSource {
         }
         for server in &self.sentinels {
             let listening = listen(server.clone(), self.login.clone(), Arc::clone(&self.hinted));
-            let handle = tokio::spawn(listening).abort_handle();
+            let handle = tokio::spawn(boxed(listening)).abort_handle();
             self.subscriptions.push(Subscription(handle));
         }
     }
@@ -181,7 +182,7 @@ async fn ask_one(
         }
         // After a fail-over the new primary is still listed for a moment.
         replicas.retain(|replica| *replica != primary);
-        replicas.sort();
+        replicas.sort_unstable();
     }
     Ok(View {
         epoch: epoch.unwrap_or_default(),
@@ -204,7 +205,7 @@ fn choose(views: Vec<View>) -> View {
     }
     let most = votes.into_values().max_by_key(Vec::len).unwrap_or_default();
     let mut replicas: Vec<String> = most.iter().flat_map(|view| view.replicas.clone()).collect();
-    replicas.sort();
+    replicas.sort_unstable();
     replicas.dedup();
     View {
         epoch: latest,

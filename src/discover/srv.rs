@@ -11,7 +11,7 @@ mod tests;
 use super::{Found, Gap, Interval, Snapshot, Source, SourceError, Unknown};
 use crate::{
     plan::{Discover, Rcode, RecordType},
-    sys::{blocking, files},
+    sys::{blocking, files, task::boxed},
 };
 use answer::{Followed, MOST_ALIASES};
 use message::{Data, Edns, Reply, Srv};
@@ -129,10 +129,10 @@ impl SrvRecords {
                 && let Some((name, kind)) = open.pop()
             {
                 let resolver = resolver.clone();
-                asked.spawn(async move {
+                asked.spawn(boxed(async move {
                     let found = look_up(&resolver, name.clone(), kind).await;
                     (name, kind, found)
-                });
+                }));
             }
             let Some(next) = asked.join_next().await else {
                 break;

@@ -4,6 +4,7 @@
 //! A call that hangs in a resolver or on a network file system cannot be cancelled. Its thread is
 //! abandoned, delays no other work, and is not joined when the process ends.
 
+use super::{mutex::Mutex, task::boxed};
 use std::{
     io,
     sync::{
@@ -27,12 +28,22 @@ pub async fn call<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<T> {
-    let (sender, result) = oneshot::channel();
-    spawn(move || {
-        let _ = sender.send(work());
-    })?;
-    match tokio::time::timeout(limit, result).await {
-        Ok(result) => result.map_err(|_| panicked()),
+    let result = Arc::new(Mutex::new(None));
+    let (end, ended) = oneshot::channel();
+    let kept = Arc::clone(&result);
+    spawn(Box::new(move || {
+        let value = work();
+        *kept.lock() = Some(value);
+        let _ = end.send(());
+    }))?;
+    wait(limit, ended).await?;
+    result.lock().take().ok_or_else(panicked)
+}
+
+/// Compiled once, not for each type of result.
+async fn wait(limit: Duration, ended: oneshot::Receiver<()>) -> io::Result<()> {
+    match tokio::time::timeout(limit, ended).await {
+        Ok(ended) => ended.map_err(|_| panicked()),
         Err(_) => Err(timed_out(limit)),
     }
 }
@@ -62,11 +73,11 @@ impl Calls {
     ) -> JoinHandle<io::Result<T>> {
         let place = Arc::clone(&self.0).acquire_owned();
         let place = tokio::time::timeout(STUCK, place).await;
-        tokio::spawn(async move {
+        tokio::spawn(boxed(async move {
             let result = call(limit, work).await;
             drop(place);
             result
-        })
+        }))
     }
 }
 
@@ -76,16 +87,16 @@ pub fn call_and_wait<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<T> {
     let (sender, result) = sync_channel(1);
-    spawn(move || {
+    spawn(Box::new(move || {
         let _ = sender.try_send(work());
-    })?;
+    }))?;
     result.recv_timeout(limit).map_err(|e| match e {
         RecvTimeoutError::Timeout => timed_out(limit),
         RecvTimeoutError::Disconnected => panicked(),
     })
 }
 
-fn spawn(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+fn spawn(work: Box<dyn FnOnce() + Send>) -> io::Result<()> {
     let thread = std::thread::Builder::new().name("blocking".to_owned());
     thread.spawn(work).map(drop)
 }

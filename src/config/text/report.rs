@@ -128,7 +128,9 @@ impl Report {
             span.as_ref()
                 .map_or((usize::MAX, 0), |span| (span.start, span.end))
         };
-        found.sort_unstable_by(|(a, x), (b, y)| position(a).cmp(&position(b)).then_with(|| x.cmp(y)));
+        found.sort_unstable_by(|(a, x), (b, y)| {
+            position(a).cmp(&position(b)).then_with(|| x.cmp(y))
+        });
         // A value in [defaults] is looked at by every section that falls back to it.
         found.dedup();
         let more = found.len().saturating_sub(MOST_PROBLEMS);

@@ -2,7 +2,10 @@
 //! these are checked, and their sessions terminated, as before.
 
 use super::upstream::UpstreamRuntime;
-use crate::{sys::mutex::Mutex, upstream::pool::Pool};
+use crate::{
+    sys::{mutex::Mutex, task::boxed},
+    upstream::pool::Pool,
+};
 use std::{
     collections::BTreeMap,
     sync::{Arc, Weak},
@@ -27,7 +30,7 @@ impl RemovedUpstreams {
         let mut upstreams = self.0.lock();
         // One task is enough for all.
         if upstreams.is_empty() {
-            tokio::spawn(finish_when_over(Arc::downgrade(&self.0)));
+            tokio::spawn(boxed(finish_when_over(Arc::downgrade(&self.0))));
         }
         upstreams.insert(upstream.plan.name.clone(), upstream);
     }

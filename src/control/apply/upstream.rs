@@ -13,6 +13,7 @@ use crate::{
     handover::pools::PoolRecord,
     plan::{Addr, Backend, Target, Upstream},
     probe::CheckCredentials,
+    sys::task::boxed,
     upstream::pool::{Cause, Pool},
 };
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
@@ -69,7 +70,7 @@ impl UpstreamRuntime {
         let mut started = Self {
             plan: plan.clone(),
             pool,
-            handling: AbortOnDropHandle::new(tokio::spawn(handling)),
+            handling: AbortOnDropHandle::new(tokio::spawn(boxed(handling))),
             lifecycle,
             resolving,
             changed,
@@ -88,7 +89,7 @@ impl UpstreamRuntime {
             let checks = Arc::new(checks);
             let running = Arc::clone(&checks).run(Arc::clone(&self.changed));
             let running = shared.stop.clone().run_until_cancelled_owned(running);
-            let _running = AbortOnDropHandle::new(tokio::spawn(running));
+            let _running = AbortOnDropHandle::new(tokio::spawn(boxed(running)));
             Checker { checks, _running }
         });
     }

@@ -4,6 +4,7 @@ use crate::{
     control::supervise::supervised,
     discover::{AnySource, Snapshot, Source as _, SourceError},
     plan::{Discover, DiscoverKind},
+    sys::task::boxed,
 };
 use std::{future::pending, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
@@ -42,7 +43,7 @@ impl Asking {
         };
         Self {
             answers,
-            _task: AbortOnDropHandle::new(tokio::spawn(task)),
+            _task: AbortOnDropHandle::new(tokio::spawn(boxed(task))),
         }
     }
 

@@ -4,6 +4,7 @@ use super::backends;
 use crate::{
     discover::{SourceError, ask_once},
     plan::Plan,
+    sys::task::boxed,
 };
 use tokio::task::JoinSet;
 
@@ -23,12 +24,12 @@ pub(crate) async fn ask_sources_once(plan: &mut Plan) -> Vec<SourceAnswer> {
     let mut asked = JoinSet::new();
     for (number, upstream) in plan.upstreams.iter().enumerate() {
         if let Some(discover) = upstream.discover.clone() {
-            asked.spawn(async move { (number, ask_once(&discover).await) });
+            asked.spawn(boxed(async move { (number, ask_once(&discover).await) }));
         }
     }
     // One that panics has reported it.
     let mut answers: Vec<_> = asked.join_all().await;
-    answers.sort_by_key(|(number, _)| *number);
+    answers.sort_unstable_by_key(|(number, _)| *number);
     let answers = answers.into_iter().filter_map(|(number, answer)| {
         let upstream = plan.upstreams.get_mut(number)?;
         let kind = upstream.discover.as_ref()?.source.kind().word();

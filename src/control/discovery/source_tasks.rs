@@ -18,6 +18,7 @@ use crate::{
         merge::{Known, Outcome},
     },
     plan::{Discover, Target},
+    sys::task::boxed,
 };
 use std::{
     future::pending,
@@ -65,7 +66,7 @@ impl Follower {
         };
         Self {
             discovery,
-            _deciding: AbortOnDropHandle::new(tokio::spawn(decider.run(asking))),
+            _deciding: AbortOnDropHandle::new(tokio::spawn(boxed(decider.run(asking)))),
         }
     }
 }
@@ -154,7 +155,9 @@ impl Decider {
         let mut lookups = tokio::task::JoinSet::new();
         for (address, host, port) in names {
             let resolver = self.resolver.clone();
-            lookups.spawn(async move { (address, resolver.addresses(&host, port).await) });
+            lookups.spawn(boxed(async move {
+                (address, resolver.addresses(&host, port).await)
+            }));
         }
         let all = async {
             while let Some(found) = lookups.join_next().await {

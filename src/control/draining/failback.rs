@@ -4,7 +4,7 @@
 use crate::{
     control::draining::terminator::Terminator,
     plan::{SessionAction, reason::CloseReason},
-    sys::mutex::Mutex,
+    sys::{mutex::Mutex, task::boxed},
     upstream::pool::{AdminState, EndpointAddress, Pool},
 };
 use std::{
@@ -67,7 +67,7 @@ impl Failback {
                     due,
                     stop.clone(),
                 );
-                tokio::spawn(stop.clone().run_until_cancelled_owned(run));
+                tokio::spawn(boxed(stop.clone().run_until_cancelled_owned(run)));
                 *current = Some(Current {
                     is_terminating: false,
                     again: None,

@@ -1,7 +1,10 @@
 //! The next process, which may start while this one drains: it asks for the addresses, and gets
 //! them.
 
-use crate::{control::State, sys::mutex::Mutex};
+use crate::{
+    control::State,
+    sys::{mutex::Mutex, task::boxed},
+};
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 use tokio::task::JoinHandle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -73,14 +76,14 @@ impl State {
         let successor = &self.node.successor;
         let expected = successor.expected.clone();
         let end = successor.admin_end.lock().clone();
-        successor.admin_tasks.spawn(async move {
+        successor.admin_tasks.spawn(boxed(async move {
             tokio::select! {
                 () = serve => {}
                 () = expected.cancelled() => {}
                 () = end.cancelled() => {}
                 () = own_end.cancelled() => {}
             }
-        })
+        }))
     }
 
     /// Answers what has been asked on the admin side, for so long; nothing more can be asked.
