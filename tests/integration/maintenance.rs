@@ -280,6 +280,21 @@ fn ready_waits_for_the_check() {
 }
 
 #[test]
+/// Its check goes on while it is drained, and asks for no role.
+#[test]
+fn after_a_drain_a_backend_whose_check_passes_is_up_at_once() {
+    let check = "[upstreams.u.check]\nkind = \"tcp\"\ninterval = \"1h\"\n";
+    let (tembuku, front, servers) = two(check);
+    let target = format!("u/{}", servers[0].addr);
+    wait_until("both are up", secs(10), || ask(front).is_ok());
+    tembuku.succeed(&["drain", &target]);
+    let printed = tembuku.succeed(&["ready", &target, "--wait"]);
+    assert_eq!(printed, format!("{target}: drained -> up, 0 sessions\n"));
+    let events = tembuku.events();
+    let to: Vec<_> = events.iter().map(|event| &event["to"]).collect();
+    assert_eq!(to, ["drained", "up"]);
+}
+
 fn ready_without_a_check_does_not_wait() {
     let (tembuku, front, servers) = two("");
     let address = servers[0].addr.to_string();

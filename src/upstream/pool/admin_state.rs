@@ -152,7 +152,7 @@ impl Inner {
         now: Instant,
     ) {
         let mut changed = Vec::new();
-        let has_checks = self.start_verdict.is_some();
+        let (has_checks, role) = (self.start_verdict.is_some(), self.review.role);
         let numbers = self.numbers_of(of);
         for number in &numbers {
             let Some(endpoint) = self.outlined_mut(*number) else {
@@ -168,7 +168,7 @@ impl Inner {
             match (was, setting.admin_state) {
                 (AdminState::Maint, _) => endpoint.restart(has_checks, now),
                 (AdminState::Drain, AdminState::Ready) if has_checks => {
-                    endpoint.check.await_answer(now);
+                    endpoint.check.return_from_drain(role, now);
                 }
                 (AdminState::Drain | AdminState::Ready, _) => {}
             }

@@ -1,7 +1,7 @@
 //! What checks have found about an endpoint, and what is made of it beside the other endpoints.
 
 use crate::{
-    plan::reason::CheckResult,
+    plan::{Role, reason::CheckResult},
     upstream::health::{Epoch, Evidence, Finding, Verdict, VerdictChange, VerdictProgress},
 };
 use std::time::{Duration, Instant};
@@ -20,7 +20,8 @@ pub(super) struct CheckRecord {
     /// verdict is against it.
     pub(super) admits: bool,
     /// Since when it waits for the answer to a check that begins later: it was put back into
-    /// service, and may have another role by now. Until then `effective` does not become up.
+    /// service, and may have another role by now, or its last check has failed. Until then
+    /// `effective` does not become up.
     pub(super) awaits_answer: Option<Instant>,
     /// Whether any check has had a result.
     pub(super) checked_once: bool,
@@ -170,9 +171,15 @@ impl CheckRecord {
         is_answer
     }
 
-    /// It is put back into service: what was found before keeps its weight against it, and does not
-    /// speak for it until a check that begins from now on is answered.
-    pub(super) fn await_answer(&mut self, now: Instant) {
+    /// It was checked while it was drained, and is put back into service; `role`: the one that is
+    /// required. What was found before keeps its weight against it. A last check that has passed
+    /// speaks for it, unless the server may have got another role since.
+    pub(super) fn return_from_drain(&mut self, role: Option<Role>, now: Instant) {
+        let last = self.last.as_ref();
+        let has_passed = last.is_some_and(|last| last.result == CheckResult::Ok);
+        if has_passed && role.is_none() {
+            return;
+        }
         self.awaits_answer = Some(now);
         if self.effective.is_up() {
             self.effective = Verdict::Down(None);

@@ -28,10 +28,8 @@ use std::{
 /// The rules of an upstream for reviews, and what the last one found.
 #[derive(Debug, Default)]
 pub(super) struct Review {
-    /// There is to be one primary.
-    one_primary: bool,
-    /// Replicas are required.
-    wants_replicas: bool,
+    /// Which role checks ask for; there is to be one primary.
+    pub(super) role: Option<Role>,
     /// What a good check shows to be possible, so that it proves a failed endpoint good.
     check_shows: &'static [FailureOf],
     stale_after: Option<Duration>,
@@ -89,8 +87,7 @@ impl Review {
             self.is_outdated |= before != self.rules();
             return;
         };
-        self.one_primary = check.kind.role() == Some(Role::Primary);
-        self.wants_replicas = check.kind.role() == Some(Role::Replica);
+        self.role = check.kind.role();
         self.check_shows = shown_by(check);
         self.stale_after = check.stale_after;
         self.panic_threshold = check.panic_threshold;
@@ -98,10 +95,9 @@ impl Review {
         self.is_outdated |= before != self.rules();
     }
 
-    fn rules(&self) -> (bool, bool, Option<Duration>, u32, bool) {
+    fn rules(&self) -> (Option<Role>, Option<Duration>, u32, bool) {
         (
-            self.one_primary,
-            self.wants_replicas,
+            self.role,
             self.stale_after,
             self.panic_threshold,
             self.role_fallback,
@@ -149,7 +145,7 @@ impl Review {
 
     /// Whether of several primaries one is believed: sessions go to a primary.
     pub(super) fn elects(&self) -> bool {
-        self.one_primary || self.role_fallback
+        self.role == Some(Role::Primary) || self.role_fallback
     }
 
     /// Whether the verdict on an endpoint depends on the time, or on others: of one that is back or
@@ -160,9 +156,9 @@ impl Review {
 
     /// What the check of a primary shows.
     pub(super) fn sign_of_primary(&self) -> Evidence {
-        match self.wants_replicas {
-            true => Evidence::OtherRole,
-            false => Evidence::Role,
+        match self.role {
+            Some(Role::Replica) => Evidence::OtherRole,
+            Some(Role::Primary) | None => Evidence::Role,
         }
     }
 
@@ -262,7 +258,7 @@ impl Pool {
         };
         let review = &inner.review;
         Guarded {
-            primaries: review.one_primary.then(primaries),
+            primaries: (review.role == Some(Role::Primary)).then(primaries),
             in_panic: (review.panic_threshold > 0).then_some(review.panic.is_some()),
             in_role_fallback: review.role_fallback.then_some(review.in_fallback),
         }
@@ -352,7 +348,7 @@ impl Inner {
     /// A check that began then was good. Returns whether that ends what failed connects began.
     fn prove_connect(&mut self, backend: &Backend, began: Instant, now: Instant) -> bool {
         // The only primary must not wait: no other can serve meanwhile.
-        let at_once = self.review.one_primary;
+        let at_once = self.review.role == Some(Role::Primary);
         let shows = self.review.check_shows;
         let Some(endpoint) = self.find(backend) else {
             return false;

@@ -2,7 +2,7 @@
 
 use super::{AdminSetting, AdminState, Cause, Checked, Transition, check_record::CheckRecord};
 use crate::{
-    plan::{self, reason::BackendState},
+    plan::{self, Role, reason::BackendState},
     upstream::{
         backend::Backend,
         balance::Average,
@@ -148,12 +148,17 @@ impl Endpoint {
     }
 
     /// If so.
-    pub(super) fn reset_after(&mut self, before: &EndpointConfig, now: Instant) {
+    pub(super) fn reset_after(
+        &mut self,
+        before: &EndpointConfig,
+        role: Option<Role>,
+        now: Instant,
+    ) {
         if before.is_down {
             // It was not checked meanwhile.
             self.check.reset(now);
         } else {
-            self.check.await_answer(now);
+            self.check.return_from_drain(role, now);
         }
     }
 

@@ -486,7 +486,7 @@ impl Inner {
             if let Some(before) = config.as_ref().filter(|_| has_checks)
                 && endpoint.is_reset_after(before)
             {
-                endpoint.reset_after(before, now);
+                endpoint.reset_after(before, self.review.role, now);
                 reset.push(*number);
             }
             if self.review.compares() && before.is_some_and(|i| i >= present) {

@@ -71,7 +71,7 @@ pub(crate) fn check(kind: CheckKind) -> Check {
     }
 }
 
-fn requiring(role: Role) -> CheckKind {
+pub(super) fn requiring(role: Role) -> CheckKind {
     CheckKind::Redis {
         role: Some(role),
         user: None,

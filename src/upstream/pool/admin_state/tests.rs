@@ -1,14 +1,15 @@
 use super::super::{
     Transition,
     tests::{
-        DOWN, address, check, fail, of, pick, planned, pool, pool_with, set_addresses,
+        DOWN, address, check, fail, of, pick, planned, pool, pool_with, requiring, set_addresses,
         set_admin_state, upstream, verdict,
     },
 };
 use super::*;
 use crate::{
     plan::{
-        Backend as Planned, Balance, CheckKind, HashKey, TimeOf, Upstream, reason::CheckResult,
+        Backend as Planned, Balance, CheckKind, HashKey, Role, TimeOf, Upstream,
+        reason::CheckResult,
     },
     upstream::{
         balance::HashInput,
@@ -163,14 +164,40 @@ fn found(pool: &Pool, result: CheckResult, to: Option<Verdict>, began: Instant, 
     pool.checked(backend, checked, change, now);
 }
 
+/// Without a role nothing can have changed that the last check did not show.
+#[test]
+fn without_a_role_it_serves_at_once_after_a_drain_if_its_last_check_passed() {
+    use BackendState::{Down, Drained, Up};
+    let now = Instant::now();
+    for (last, state) in [(CheckResult::Ok, Up), (CheckResult::Timeout, Down)] {
+        let both = pool(vec![planned(1), planned(2)], true);
+        for n in 0..2 {
+            verdict(&both, n, Verdict::Up, true, now);
+        }
+        set_admin_state(&both, 0, AdminState::Drain, now);
+        // One that fails is not enough for another verdict.
+        found(&both, last, None, now, now);
+        both.take_events(now);
+        let change = set_admin_state(&both, 0, AdminState::Ready, now).expect("a backend");
+        assert_eq!((change.from, change.to), (Drained, state));
+        assert_eq!(transitions(&both, now), [(Drained, state)]);
+        assert_eq!(both.addresses()[0].awaits_answer, state == Down);
+        let snapshot = both.snapshot(now).swap_remove(0);
+        assert_eq!(snapshot.available, state == Up, "{}", snapshot.why);
+        found(&both, CheckResult::Ok, None, now, now);
+        assert!(both.snapshot(now)[0].available);
+    }
+}
+
 /// The server may have got another role while it was drained.
 #[test]
-fn after_a_drain_the_answer_to_a_later_check_decides() {
+fn after_a_drain_the_answer_to_a_later_check_decides_where_a_role_is_required() {
     use BackendState::{Down, Drained, Standby, Up};
     let began = Instant::now();
     let s = |n| began + Duration::from_secs(n);
     let ready = || {
-        let both = pool(vec![planned(1), planned(2)], true);
+        let check = check(requiring(Role::Replica));
+        let both = of(&upstream(vec![planned(1), planned(2)], check), began);
         for n in 0..2 {
             verdict(&both, n, Verdict::Up, true, began);
         }

@@ -88,10 +88,14 @@ fn addresses_that_stay_keep_their_state_and_get_their_new_settings() {
 }
 
 /// It was not checked while the file had it down, and it may be another server; one that its source
-/// has drained was checked, and may have another role.
+/// has drained was checked, and may have another role where one is required.
 #[test]
 fn one_that_is_put_back_into_service_waits_for_its_check() {
     let now = Instant::now();
+    let set_plan = |pool: &Pool, backends| {
+        let check = check(requiring(Role::Replica));
+        apply(pool, &upstream(backends, check), now);
+    };
     let down = || Planned {
         down: true,
         ..planned(1)
@@ -103,12 +107,13 @@ fn one_that_is_put_back_into_service_waits_for_its_check() {
         },
         ..planned(2)
     };
-    let pool = pool(vec![planned(1), planned(2), planned(3)], true);
+    let check = check(requiring(Role::Replica));
+    let pool = guarded(vec![planned(1), planned(2), planned(3)], check, now);
     for n in 0..3 {
         verdict(&pool, n, Verdict::Up, true, now);
     }
-    set_plan(&pool, vec![down(), drained(), planned(3)], now);
-    set_plan(&pool, vec![planned(1), planned(2), planned(3)], now);
+    set_plan(&pool, vec![down(), drained(), planned(3)]);
+    set_plan(&pool, vec![planned(1), planned(2), planned(3)]);
     let whys: Vec<_> = pool.snapshot(now).into_iter().map(|s| s.why).collect();
     let since = "not checked since it was put back into service";
     assert_eq!(whys, ["not checked yet", since, ""]);
@@ -119,7 +124,7 @@ fn one_that_is_put_back_into_service_waits_for_its_check() {
     }
     assert!(pool.snapshot(now).iter().all(|s| s.available));
     // Another plan alone asks for no check.
-    set_plan(&pool, vec![planned(1), planned(2), planned(3)], now);
+    set_plan(&pool, vec![planned(1), planned(2), planned(3)]);
     assert!(pool.snapshot(now).iter().all(|s| s.available));
 }
 
