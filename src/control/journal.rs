@@ -46,9 +46,9 @@ pub struct JournalEntry {
     pub doubt_seconds: f64,
     /// How many sessions were on it then.
     pub sessions: u64,
-    /// From the verdict until the last of them was over; `None` while that has not happened.
+    /// From this change until the last of them was over; `None` while that has not happened.
     pub last_session_closed_seconds: Option<f64>,
-    /// From the verdict until another backend had taken a session, and which; `None` while that has
+    /// From this change until another backend had taken a session, and which; `None` while that has
     /// not happened.
     pub next_session_seconds: Option<f64>,
     pub next_session_on: Option<String>,

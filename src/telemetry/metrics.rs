@@ -70,9 +70,9 @@ pub struct UpstreamMetrics {
     labels: Box<str>,
     /// From the first doubt about a backend to the verdict.
     pub doubt_duration: Histogram,
-    /// From the verdict to the end of the last session on the backend.
+    /// From the change that took a backend out to the end of its last session.
     pub leave_duration: Histogram,
-    /// From the verdict to the first session on another backend.
+    /// The same to the first session on another backend.
     pub resume_duration: Histogram,
     /// By what the sessions lacked.
     pub waits: [WaitMetrics; Shortage::COUNT],

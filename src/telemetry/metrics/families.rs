@@ -304,7 +304,7 @@ const FAMILIES: &[(Family, Write)] = families! {
         "Backends that are available, and have reached their max_connections.",
         |f, out| upstreams(f, |u| out.add(&u.metrics.labels, u.full));
     histogram "tembuku_upstream_leave_duration_seconds":
-        "From the verdict, or admin_state, that a backend is not to be used until its last \
+        "From the verdict, failed connect or admin_state that took a backend out until its last \
          session was over.",
         |f, out| upstreams(f, |u| out.histogram(&u.metrics.labels, &u.metrics.leave_duration));
     gauge "tembuku_upstream_panic":
@@ -314,8 +314,8 @@ const FAMILIES: &[(Family, Write)] = families! {
         "Backends that report to be the primary, where there is to be one.",
         |f, out| upstreams(f, |u| out.add_if(&u.metrics.labels, u.primaries));
     histogram "tembuku_upstream_resume_duration_seconds":
-        "From the verdict, or admin_state, that a backend is not to be used until another one \
-         had taken a session.",
+        "From the verdict, failed connect or admin_state that took a backend out until another \
+         one had taken a session.",
         |f, out| upstreams(f, |u| out.histogram(&u.metrics.labels, &u.metrics.resume_duration));
     gauge "tembuku_upstream_ring_hash_info":
         "A hash of the policy and of the backends as configured, equal on nodes that pick the \

@@ -571,6 +571,7 @@ impl Endpoint {
         };
         Some(Transition {
             to: Some(to.state()),
+            is_kept_out: !self.is_meant_to_serve(),
             doubted_for,
             ..self.transition(from, cause, now)
         })

@@ -204,6 +204,12 @@ impl Endpoint {
         self.admin.admin_state != AdminState::Maint
     }
 
+    /// Whether the operator and the configuration let sessions come to it.
+    pub(super) fn is_meant_to_serve(&self) -> bool {
+        let is_ready = self.admin.admin_state == AdminState::Ready;
+        is_ready && !self.config.is_down && !self.config.is_draining
+    }
+
     /// A transition to its present state, from this one.
     pub(super) fn transition(&self, from: BackendState, cause: Cause, now: Instant) -> Transition {
         Transition {
@@ -212,6 +218,7 @@ impl Endpoint {
             from: Some(from),
             to: Some(self.state()),
             cause,
+            is_kept_out: false,
             doubted_for: Duration::ZERO,
             at: now,
         }

@@ -69,6 +69,9 @@ pub struct Transition {
     /// `None`: it is no address of the upstream any more.
     pub to: Option<BackendState>,
     pub cause: Cause,
+    /// Whether it is about what checks have found while the operator or the configuration keeps
+    /// sessions away: no session comes or stays away because of it.
+    pub is_kept_out: bool,
     /// From the first sign of the change until the change.
     pub doubted_for: Duration,
     pub at: Instant,
@@ -211,14 +214,17 @@ impl Cause {
 impl Transition {
     /// Whether what follows is not due to an outage that began before.
     pub fn ends_outage(&self) -> bool {
-        self.to == Some(BackendState::Up) || self.from.is_none()
+        self.from.is_none() || self.to == Some(BackendState::Up) && !self.is_kept_out
     }
 
     /// Whether the address served before it, or was removed by it.
     pub fn is_outage(&self) -> bool {
         match self.to {
             None => true,
-            Some(to) => self.from == Some(BackendState::Up) && to != BackendState::Up,
+            Some(to) => {
+                let has_served = self.from == Some(BackendState::Up) && !self.is_kept_out;
+                has_served && to != BackendState::Up
+            }
         }
     }
 }
@@ -330,8 +336,12 @@ impl Outages {
         events
     }
 
-    /// What happens next to an address ends its last outage.
+    /// That an address serves again ends its outage, and so does the next one. What checks find of
+    /// it meanwhile does not: clients have been without it since its beginning.
     fn follow(&mut self, transition: &Transition) {
+        if !transition.ends_outage() && !transition.is_outage() {
+            return;
+        }
         let backend = &transition.backend;
         let awaiting = &mut self.awaiting_failover;
         if !awaiting.is_empty() {

@@ -575,6 +575,7 @@ impl Exchange {
             from,
             to,
             cause: self.cause.clone(),
+            is_kept_out: false,
             doubted_for: Duration::ZERO,
             at: self.at,
         };

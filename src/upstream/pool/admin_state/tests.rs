@@ -251,6 +251,44 @@ fn after_a_drain_the_answer_to_a_later_check_decides_where_a_role_is_required() 
     assert_eq!(change.to, Up);
 }
 
+/// Clients have been without it since then.
+#[test]
+fn the_next_session_is_due_to_what_took_a_backend_out_and_not_to_what_its_check_finds_later() {
+    let began = Instant::now();
+    let s = |n| began + Duration::from_secs(n);
+    let ways = [
+        (AdminState::Drain, Verdict::Standby),
+        (AdminState::Ready, Verdict::Standby),
+        (AdminState::Ready, DOWN),
+    ];
+    for (admin_state, found) in ways {
+        let check = check(requiring(Role::Primary));
+        let both = of(&upstream(vec![planned(1), planned(2)], check), began);
+        verdict(&both, 0, Verdict::Up, true, began);
+        verdict(&both, 1, Verdict::Standby, true, began);
+        both.take_events(began);
+        match admin_state {
+            AdminState::Ready => fail(&both, &both.addresses()[0].backend, s(1)),
+            _ => drop(set_admin_state(&both, 0, admin_state, s(1))),
+        }
+        verdict(&both, 0, found, false, s(2));
+        verdict(&both, 1, Verdict::Up, false, s(3));
+        let mut search = both.search(&HashInput::default());
+        let lease = both.pick(&mut search, s(4)).expect("a backend");
+        assert!(both.succeeded(&search, lease.backend(), s(4)));
+        let (mut outages, mut next) = (Vec::new(), Vec::new());
+        for event in both.take_events(s(4)).0 {
+            match event {
+                Event::Transition(t) if t.is_outage() => outages.push(t.at),
+                Event::Transition(t) => assert!(!t.ends_outage() || t.at == s(3), "{t:?}"),
+                Event::FailedOver { backend, at, .. } => next.push((backend.addr.clone(), at)),
+                _ => {}
+            }
+        }
+        assert_eq!((outages, next), (vec![s(1)], vec![(address(1), s(4))]));
+    }
+}
+
 /// A verdict that was against it before stands until a later check speaks for it.
 #[test]
 fn one_that_was_out_by_its_check_keeps_that_state_when_the_drain_ends() {
