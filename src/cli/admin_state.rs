@@ -25,7 +25,7 @@ use std::{
 const LOOK: Duration = Duration::from_millis(200);
 /// Of more sessions only the number is shown: asking for each takes time of the process.
 const MOST_LISTED: u64 = 10_000;
-/// How often a terminal shows what is pending.
+/// How often it is shown what is pending, at most: the change before says so as well.
 const SHOW: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
@@ -114,9 +114,15 @@ enum Goal {
     Alive,
 }
 
+/// A backend that is waited for, and the change of it that was printed.
+struct Awaited {
+    name: Name,
+    change: AdminChange,
+}
+
 /// A backend on its way there.
 struct Pending {
-    name: Name,
+    of: Awaited,
     what: String,
     sessions: u64,
 }
@@ -268,10 +274,11 @@ fn run(
             for change in changes {
                 print(&change_text(&change))?;
                 complain(&notes(&change));
-                taken.push(Name {
-                    upstream: change.upstream,
-                    backend: change.backend,
-                });
+                let name = Name {
+                    upstream: change.upstream.clone(),
+                    backend: change.backend.clone(),
+                };
+                taken.push(Awaited { name, change });
             }
             Ok(())
         });
@@ -423,6 +430,14 @@ impl Goal {
         }
     }
 
+    /// Whether the change, as it was printed, is what there is to say about the backend at the end.
+    fn is_reported(self, change: &AdminChange, backend: &Backend) -> bool {
+        match self {
+            Self::NoSessions => change.connections == 0,
+            Self::Alive => change.state == backend.state,
+        }
+    }
+
     fn progress(self, backend: &Backend) -> Progress {
         let state = clean(&backend.state);
         let state = match &*backend.why {
@@ -447,7 +462,7 @@ impl Pending {
     /// What is missing, with what is known of the sessions.
     fn describe(&self, client: &AdminClient, goal: Goal) -> String {
         let is_listed = goal == Goal::NoSessions && self.sessions <= MOST_LISTED;
-        let Name { upstream, backend } = &self.name;
+        let Name { upstream, backend } = &self.of.name;
         let summary = is_listed.then(|| sessions::summarize(client, upstream, backend));
         // They may have ended, or gone to another backend, since they were counted.
         let Some(Ok(Summary { listeners, oldest })) = summary else {
@@ -467,10 +482,10 @@ impl Pending {
     }
 }
 
-/// Shows what is pending: on a terminal every second, else when it changes.
+/// Shows what is pending: on a terminal every second, else when it has changed.
 fn wait_for(
     client: &AdminClient,
-    mut left: Vec<Name>,
+    mut left: Vec<Awaited>,
     admin_state: AdminState,
     timeout: Duration,
     goal: Goal,
@@ -484,44 +499,41 @@ fn wait_for(
             return Ok(());
         }
         let describe =
-            |one: &Pending| format!("{}: still {}", one.name, one.describe(client, goal));
+            |one: &Pending| format!("{}: still {}", one.of.name, one.describe(client, goal));
         let Some(rest) = timeout.checked_sub(began.elapsed()) else {
             let line = |one| format!("error: {} after {timeout:?}\n", describe(one));
             let lines: String = pending.iter().map(line).collect();
             let name = match &pending[..] {
-                [one] => one.name.to_string(),
+                [one] => one.of.name.to_string(),
                 _ => "UPSTREAM/BACKEND".to_owned(),
             };
             let hint = goal.next_step(admin_state, &name);
             return Err(format!("{lines}  hint: {hint}\n"));
         };
         let what: Vec<String> = pending.iter().map(|one| one.what.clone()).collect();
-        let is_due = match is_terminal {
-            true => shown_at.elapsed() >= SHOW,
-            false => what != shown,
-        };
-        if is_due {
+        if shown_at.elapsed() >= SHOW && (is_terminal || what != shown) {
             let lines = pending.iter().map(|one| describe(one) + "\n");
             complain(&lines.collect::<String>());
             (shown, shown_at) = (what, Instant::now());
         }
-        left = pending.into_iter().map(|one| one.name).collect();
+        left = pending.into_iter().map(|one| one.of).collect();
         std::thread::sleep(LOOK.min(rest));
     }
 }
 
-/// Those that are still pending; of the others it says that they are done.
+/// Those that are still pending; of the others it says that they are done, unless that is known.
 fn look(
     client: &AdminClient,
-    left: Vec<Name>,
+    left: Vec<Awaited>,
     admin_state: AdminState,
     goal: Goal,
 ) -> Result<Vec<Pending>, String> {
     let (status, _) = client.status()?;
     let mut pending = Vec::new();
-    for name in left {
+    for of in left {
+        let name = &of.name;
         let backend =
-            find(&status, &name).ok_or_else(|| format!("error: {name} is not there any more\n"))?;
+            find(&status, name).ok_or_else(|| format!("error: {name} is not there any more\n"))?;
         if backend.admin_state != admin_state.word() {
             return Err(format!(
                 "error: not waiting for {name}: another command has set it to {}\n",
@@ -529,11 +541,12 @@ fn look(
             ));
         }
         match goal.progress(backend) {
+            Progress::Done(_) if goal.is_reported(&of.change, backend) => {}
             Progress::Done(what) => print(&format!("{name}: {what}\n"))?,
             Progress::Pending(what) => pending.push(Pending {
                 sessions: backend.connections,
-                name,
                 what,
+                of,
             }),
         }
     }
