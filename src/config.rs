@@ -32,6 +32,7 @@ pub(crate) mod value;
 
 pub use crate::config::text::problem::{Problem, Problems};
 pub use crate::config::text::suggestions::nearest;
+pub use crate::config::value::access::format as access_rule_text;
 pub use crate::config::value::hash_key::format as hash_key_text;
 pub use changed_keys::{ChangedKey, changed_keys};
 pub use dump::dump;

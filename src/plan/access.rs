@@ -6,12 +6,15 @@ use std::net::IpAddr;
 /// The first rule that matches decides; where none does, the client is let in. A client on a unix
 /// socket has no address.
 pub fn allows(rules: &[AccessRule], client: Option<IpAddr>) -> bool {
+    denied_by(rules, client).is_none()
+}
+
+/// The position of the rule that refuses the client, if one does.
+pub fn denied_by(rules: &[AccessRule], client: Option<IpAddr>) -> Option<usize> {
     // An IPv4 client on an IPv6 socket is still an IPv4 client.
     let client = client.map(|ip| ip.to_canonical());
-    rules
-        .iter()
-        .find(|rule| matches(rule.peers, client))
-        .is_none_or(|rule| rule.allow)
+    let first = rules.iter().position(|rule| matches(rule.peers, client));
+    first.filter(|n| !rules[*n].allow)
 }
 
 /// Whether this peer's connections begin with a PROXY protocol header.

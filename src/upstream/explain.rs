@@ -31,8 +31,8 @@ pub const MODEL_OF_RUNNING: &str = "a process with the weights and the states of
 /// What becomes of a client.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Outcome {
-    /// By the access rules.
-    Denied,
+    /// By the access rule at this position.
+    Denied { rule: usize },
     /// No backend can be picked.
     NoBackend,
     /// `backend`, and numbers in `why`: positions in the configuration.
@@ -43,7 +43,7 @@ impl Outcome {
     pub fn backend(&self) -> Option<usize> {
         match self {
             Self::Backend { backend, .. } => Some(*backend),
-            Self::Denied | Self::NoBackend => None,
+            Self::Denied { .. } | Self::NoBackend => None,
         }
     }
 }
@@ -140,8 +140,8 @@ impl<'a> Process<'a> {
 
     /// The next client comes.
     pub fn accept(&mut self, client: Client) -> Outcome {
-        if !access::allows(&self.listener.access, client.ip()) {
-            return Outcome::Denied;
+        if let Some(rule) = access::denied_by(&self.listener.access, client.ip()) {
+            return Outcome::Denied { rule };
         }
         self.pick(client)
     }

@@ -39,7 +39,10 @@ struct OneClient<'a> {
 #[derive(Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 enum Reason<'a> {
-    Denied,
+    Denied {
+        position: usize,
+        rule: String,
+    },
     NoBackend,
     Only,
     Rotation,
@@ -120,8 +123,8 @@ pub(super) fn write(
             client,
             backend: name(backend),
             backup: backend.is_some_and(|b| backends[b].backup),
-            denied: *outcome == Outcome::Denied,
-            reason: reason(outcome, backends),
+            denied: matches!(outcome, Outcome::Denied { .. }),
+            reason: reason(outcome, question),
             text: process.reason(client, outcome),
         };
         write_item(out, &mut separator, &one)
@@ -183,9 +186,15 @@ fn rows<'a>(process: &Process<'a>, counts: &Counts) -> Vec<Row<'a>> {
     each.map(row).collect()
 }
 
-fn reason<'a>(outcome: &Outcome, backends: &'a [plan::Backend]) -> Reason<'a> {
+fn reason<'a>(outcome: &Outcome, question: &Question<'a>) -> Reason<'a> {
+    let backends = &question.upstream.backends;
     let why = match outcome {
-        Outcome::Denied => return Reason::Denied,
+        Outcome::Denied { rule } => {
+            return Reason::Denied {
+                position: rule + 1,
+                rule: config::access_rule_text(&question.listener.access[*rule]),
+            };
+        }
         Outcome::NoBackend => return Reason::NoBackend,
         Outcome::Backend { why, .. } => *why,
     };

@@ -59,7 +59,7 @@ fn read(text: &str) -> Result<AccessRule, Fault> {
     })
 }
 
-pub(crate) fn format(rule: &AccessRule) -> String {
+pub fn format(rule: &AccessRule) -> String {
     let verb = if rule.allow { "allow" } else { "deny" };
     format!("{verb} {}", format_peers(rule.peers))
 }

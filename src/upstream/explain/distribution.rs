@@ -26,7 +26,7 @@ impl Counts {
     fn count(&mut self, outcome: &Outcome) {
         self.clients += 1;
         match outcome {
-            Outcome::Denied => self.denied += 1,
+            Outcome::Denied { .. } => self.denied += 1,
             Outcome::NoBackend => self.no_backend += 1,
             Outcome::Backend { backend, why } => {
                 self.got[*backend] += 1;

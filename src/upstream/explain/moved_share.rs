@@ -31,7 +31,7 @@ pub fn moved_share(before: &mut Process<'_>, after: &mut Process<'_>) -> f64 {
 
 fn goal<'a>(process: &mut Process<'a>, client: Client) -> Goal<'a> {
     match process.pick(client) {
-        Outcome::Denied | Outcome::NoBackend => Goal::None,
+        Outcome::Denied { .. } | Outcome::NoBackend => Goal::None,
         Outcome::Backend { backend, why } => match why {
             Why::Only
             | Why::Hash { .. }

@@ -2,6 +2,7 @@
 
 use super::{Client, Outcome, Process};
 use crate::{
+    config::access_rule_text,
     plan::{Balance, Target, counted},
     upstream::balance::Why,
 };
@@ -10,7 +11,15 @@ impl Process<'_> {
     /// Why the client has this outcome.
     pub fn reason(&self, client: Client, outcome: &Outcome) -> String {
         match *outcome {
-            Outcome::Denied => "denied by the access rules".to_owned(),
+            Outcome::Denied { rule } => {
+                let rules = &self.listener.access;
+                let text = access_rule_text(&rules[rule]);
+                format!(
+                    "denied by access rule {} of {}: {text:?}",
+                    rule + 1,
+                    rules.len()
+                )
+            }
             Outcome::NoBackend => "no backend can be picked".to_owned(),
             Outcome::Backend { backend, why } if self.upstream.backends[backend].backup => {
                 let among = match why {
