@@ -8,7 +8,7 @@ use crate::{
     control::{self, State, View},
     plan::{
         Addr, Origin,
-        reason::{DropReason, Shortage},
+        reason::{CloseReason, DropReason, Shortage},
     },
     session::service::Service,
     upstream::pool::Pool,
@@ -90,6 +90,8 @@ pub(super) struct Datagrams {
     pub(super) dropped_datagrams: u64,
     /// How many of these by reason; every reason is listed.
     pub(super) dropped_by_reason: BTreeMap<&'static str, u64>,
+    /// Flows whose backend owed replies when they had been idle for too long.
+    pub(super) unanswered_flows: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -299,6 +301,7 @@ fn datagrams(service: &Service) -> Datagrams {
         sent_datagrams: counts.sum(|c| &c.sent_datagrams),
         dropped_datagrams: by_reason.values().sum(),
         dropped_by_reason: by_reason,
+        unanswered_flows: counts.sum(|c| &c.closed[CloseReason::ResponseTimeout as usize]),
     }
 }
 

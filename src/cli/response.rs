@@ -75,6 +75,7 @@ pub(super) struct Datagrams {
     pub(super) received: u64,
     pub(super) sent: u64,
     pub(super) dropped: u64,
+    pub(super) unanswered_flows: u64,
     pub(super) dropped_by_reason: BTreeMap<String, u64>,
 }
 
@@ -107,6 +108,8 @@ struct AnyListener {
     #[serde(default)]
     dropped_datagrams: u64,
     #[serde(default)]
+    unanswered_flows: u64,
+    #[serde(default)]
     dropped_by_reason: BTreeMap<String, u64>,
 }
 
@@ -116,6 +119,7 @@ impl From<AnyListener> for Listener {
             received: any.received_datagrams,
             sent: any.sent_datagrams,
             dropped: any.dropped_datagrams,
+            unanswered_flows: any.unanswered_flows,
             dropped_by_reason: any.dropped_by_reason,
         });
         Self {

@@ -136,7 +136,7 @@ fn text(status: &response::Status) -> String {
 fn datagrams(listeners: &[Listener]) -> String {
     let mut rows = vec![Row::of(
         ["datagrams"],
-        ["received", "sent", "dropped"],
+        ["received", "sent", "dropped", "unanswered"],
         ["for what reason"],
     )];
     rows.extend(listeners.iter().filter_map(|l| {
@@ -145,7 +145,7 @@ fn datagrams(listeners: &[Listener]) -> String {
         let dropped = dropped.map(|(word, n)| (word.as_str(), *n));
         Some(Row::of(
             [clean(&l.name)],
-            [d.received, d.sent, d.dropped].map(|n| n.to_string()),
+            [d.received, d.sent, d.dropped, d.unanswered_flows].map(|n| n.to_string()),
             [clean(&dashed(reasons(dropped)))],
         ))
     }));
@@ -209,6 +209,7 @@ mod tests {
                 "connections": 20, "removed": false, "older_plan": 0, "accepted": 100,
                 "received_bytes": 3_000, "sent_bytes": 4_000, "errors_total": 0,
                 "received_datagrams": 1_000, "sent_datagrams": 980, "dropped_datagrams": 20,
+                "unanswered_flows": 3,
                 "dropped_by_reason": { "late": 1, "no_backend": 19, "rejected": 0 } },
                 { "name": "log", "protocol": "udp", "addresses": ["0.0.0.0:514"],
                 "upstream": "names",
@@ -247,9 +248,9 @@ dns       udp       names           20    100  2.9 KiB  3.9 KiB  0.0.0.0:53
 log       udp       names            0      0      0 B      0 B  0.0.0.0:514
 listener cache: 2 sessions with earlier settings
 
-datagrams  received  sent  dropped  for what reason
-dns            1000   980       20  no_backend 19, late 1
-log               0     0        0  -
+datagrams  received  sent  dropped  unanswered  for what reason
+dns            1000   980       20           3  no_backend 19, late 1
+log               0     0        0           0  -
 
 upstream redis: round_robin, 2 of 2 available, 1 full, 3 queued
 backend                   state    for    sessions    total  weight  role     check  why

@@ -413,9 +413,9 @@ fn the_status_counts_flows_and_datagrams() {
     assert_eq!(
         lines[7..10],
         [
-            "datagrams received sent dropped for what reason",
-            "udp 1 2 0 -",
-            "closed 2 0 2 rejected 2"
+            "datagrams received sent dropped unanswered for what reason",
+            "udp 1 2 0 0 -",
+            "closed 2 0 2 0 rejected 2"
         ],
         "{output}"
     );

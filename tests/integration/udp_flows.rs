@@ -83,12 +83,13 @@ fn replies_are_owed_to_each_datagram() {
 
 #[test]
 fn missing_replies_are_distinguished_from_idle_flows() {
-    for (listener, reason) in [
+    for (listener, reason, unanswered) in [
         (
             "responses = 1\nidle_timeout = \"200ms\"",
             "response_timeout",
+            1,
         ),
-        ("idle_timeout = \"200ms\"", "idle_timeout"),
+        ("idle_timeout = \"200ms\"", "idle_timeout", 0),
     ] {
         let servers = [UdpServer::sink()];
         let (front, tembuku) = serve(listener, "", &servers);
@@ -103,6 +104,8 @@ fn missing_replies_are_distinguished_from_idle_flows() {
             bounded(Duration::from_secs_f64(took), millis(199), PATIENCE),
             "{record}"
         );
+        let listener = &tembuku.status()["listeners"][0];
+        assert_eq!(listener["unanswered_flows"], unanswered, "{listener}");
     }
 }
 
