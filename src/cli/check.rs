@@ -2,7 +2,7 @@
 
 use super::{
     code, complain, print,
-    table::{Row, table},
+    table::{Row, table, terminal_width},
 };
 use crate::{
     admin::check_socket,
@@ -228,7 +228,7 @@ fn probed_table(probed: &[ProbedBackend]) -> String {
             ProbeOutcome::NoCheck => not_asked("UDP without a check: nothing was sent to it"),
         }
     }));
-    table(&rows)
+    table(&rows, terminal_width())
 }
 
 /// Where the kernel gives no answer, there is nothing to warn of.

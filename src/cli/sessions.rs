@@ -3,7 +3,7 @@
 use super::{
     client::{AdminClient, At, Lines, encode},
     code, complain, print,
-    table::{Row, Widths},
+    table::{Row, Widths, terminal_width},
 };
 use crate::{
     admin::{size, span},
@@ -203,7 +203,8 @@ fn show_text(mut lines: Lines<'_>) -> Result<(), String> {
         ["port", "age", "idle", "in", "out"],
         ["state"],
     )];
-    let mut widths = Widths::default();
+    // The upstream, the port and the listener are left out, in this order.
+    let mut widths = Widths::new(terminal_width(), &[3, 5, 1]);
     let mut last = lines.next()?.unwrap_or_default();
     while let Some(line) = lines.next()? {
         if let Some(session) = read_line(&lines, &line)? {

@@ -3,7 +3,7 @@
 use super::{
     client::{AdminClient, At, Readiness},
     code, complain, print,
-    table::{Row, table},
+    table::{Row, table, terminal_width},
 };
 use crate::{
     admin::{
@@ -36,7 +36,7 @@ pub(super) fn run(args: &Status) -> ExitCode {
     let status = AdminClient::find(&args.at).and_then(|client| client.status());
     let shown = status.map(|(status, sent)| match args.json {
         true => sent,
-        false => text(&status),
+        false => text(&status, terminal_width()),
     });
     code(shown.and_then(|shown| print(&shown)))
 }
@@ -55,7 +55,7 @@ fn node(at: &At) -> ExitCode {
     }
 }
 
-fn text(status: &response::Status) -> String {
+fn text(status: &response::Status, width: Option<usize>) -> String {
     let p = &status.process;
     let protocols = status.listeners.iter().map(|l| l.protocol.as_str());
     let nodes = match p.nodes {
@@ -104,13 +104,13 @@ fn text(status: &response::Status) -> String {
             [clean(&l.addresses.join(", "))],
         )
     }));
-    out += &table(&rows);
+    out += &table(&rows, width);
     for l in &status.listeners {
         if let Some(text) = earlier_settings(l.older_plan) {
             out += &format!("listener {}: {text}\n", clean(&l.name));
         }
     }
-    out += &datagrams(&status.listeners);
+    out += &datagrams(&status.listeners, width);
     for u in &status.upstreams {
         out += &format!(
             "\nupstream {}: {}, {}\n",
@@ -127,13 +127,13 @@ fn text(status: &response::Status) -> String {
             ["role", "check", "why"],
         )];
         rows.extend(u.backends.iter().map(backend));
-        out += &table(&rows);
+        out += &table(&rows, width);
     }
     out
 }
 
 /// The datagrams of UDP listeners, if there are any.
-fn datagrams(listeners: &[Listener]) -> String {
+fn datagrams(listeners: &[Listener], width: Option<usize>) -> String {
     let mut rows = vec![Row::of(
         ["datagrams"],
         ["received", "sent", "dropped", "unanswered"],
@@ -151,7 +151,7 @@ fn datagrams(listeners: &[Listener]) -> String {
     }));
     match rows.len() {
         1 => String::new(),
-        _ => format!("\n{}", table(&rows)),
+        _ => format!("\n{}", table(&rows, width)),
     }
 }
 
@@ -259,6 +259,6 @@ since T1; weight 5 by operator, 1 in the file, since T2
 unix:/run/\u{fffd}[31m (backup)  up       -             0        0   65535  -        -
 ";
         let status = response::read(&status.to_string()).expect("every field");
-        assert_eq!(text(&status), expected);
+        assert_eq!(text(&status, None), expected);
     }
 }

@@ -4,7 +4,7 @@ use super::{
     client::{AdminClient, At},
     code, complain, print,
     sessions::{Filters, reason},
-    table::{Row, table},
+    table::{Row, table, terminal_width},
 };
 use crate::{
     cli::response::{self, clean},
@@ -210,7 +210,7 @@ fn shares(line: &response::Rebalance) -> String {
         let figures = [share.before, share.target, share.now];
         Row::of([name], figures.map(|n| n.to_string()), [""; 0])
     }));
-    table(&rows)
+    table(&rows, terminal_width())
 }
 
 fn check_pending(pending: u64) -> Result<(), String> {

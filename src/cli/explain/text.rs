@@ -2,11 +2,12 @@
 
 use super::question::Question;
 use crate::{
+    cli::table::terminal_width,
     config,
     plan::{Backend, Balance},
     upstream::explain::{Client, Counts, Move, Outcome, Process, Survey, survey},
 };
-use std::io::{self, IsTerminal as _, Write};
+use std::io::{self, Write};
 
 /// Of clients that were not named one by one, and of those that move, so many are shown.
 const MOST_LINES: usize = 10;
@@ -145,24 +146,13 @@ impl Layout {
                 .map(|b| b.text.chars().count())
                 .max()
                 .unwrap_or_default(),
-            terminal: terminal_width(),
+            terminal: terminal_width().unwrap_or(WIDTH),
             out: match question.running {
                 None => " (down)",
                 // It may be drained, or a standby.
                 Some(_) => " (takes nothing)",
             },
         }
-    }
-}
-
-fn terminal_width() -> usize {
-    let out = io::stdout();
-    let size = out
-        .is_terminal()
-        .then(|| rustix::termios::tcgetwinsize(&out));
-    match size {
-        Some(Ok(size)) if size.ws_col > 0 => usize::from(size.ws_col),
-        _ => WIDTH,
     }
 }
 

@@ -2,11 +2,15 @@
 
 use super::{
     feed::{Rates, Update, look_once},
-    lists::columns,
-    screen::fit,
+    lists::{Column, columns},
     ui::Ui,
 };
-use crate::cli::{client::AdminClient, print, response::History};
+use crate::cli::{
+    client::AdminClient,
+    print,
+    response::History,
+    table::{Row, table, terminal_width},
+};
 use std::collections::HashMap;
 
 /// Whole names and reasons, in columns that are as wide as they need. Rates are those of the last
@@ -16,29 +20,16 @@ pub(super) fn show(client: &AdminClient, mut ui: Ui) -> Result<(), String> {
     data.rates = rates(&client.history()?);
     ui.update(Update::Data(Box::new(data)));
     let columns = columns(ui.view());
-    let titles = columns.iter().map(|column| column.title.to_owned());
-    let mut rows: Vec<Vec<String>> = vec![titles.chain(["why".to_owned()]).collect()];
+    let title = |column: &Column| (column.title.to_owned(), column.is_right);
+    let last = |text: &str| (text.to_owned(), false);
+    let titles = columns.iter().map(title).chain([last("why")]);
+    let mut rows = vec![Row::from_iter(titles)];
     rows.extend(ui.entries().iter().map(|entry| {
-        let cells = entry.cells.iter();
-        cells.chain([&entry.detail]).cloned().collect()
+        let cells = entry.cells.iter().zip(columns);
+        let cells = cells.map(|(cell, column)| (cell.clone(), column.is_right));
+        cells.chain([last(&entry.detail)]).collect()
     }));
-    let width = |n: usize| {
-        let lengths = rows.iter().map(|row| row[n].chars().count());
-        lengths.max().unwrap_or_default()
-    };
-    let widths: Vec<usize> = (0..columns.len()).map(width).collect();
-    let mut out = String::new();
-    for row in &rows {
-        let cells = columns.iter().zip(&widths).zip(row);
-        for ((column, width), cell) in cells {
-            out += &fit(cell, *width, column.is_right);
-            out += "  ";
-        }
-        out += row.last().map_or("", String::as_str);
-        out.truncate(out.trim_end().len());
-        out.push('\n');
-    }
-    print(&out)
+    print(&table(&rows, terminal_width()))
 }
 
 /// Those of the last sample.

@@ -113,25 +113,6 @@ fn write_line(line: &Line, colours: Colours) -> String {
     out
 }
 
-/// In so many columns; what is too long loses its middle, since names differ at their ends.
-pub(super) fn fit(text: &str, width: usize, is_right: bool) -> String {
-    let length = text.chars().count();
-    if length > width {
-        let tail = (width.saturating_sub(1)) * 2 / 3;
-        let head = width.saturating_sub(1) - tail;
-        let mut cut: String = text.chars().take(head).collect();
-        if width > 0 {
-            cut.push('…');
-        }
-        cut.extend(text.chars().skip(length - tail));
-        return cut;
-    }
-    match is_right {
-        true => format!("{text:>width$}"),
-        false => format!("{text:<width$}"),
-    }
-}
-
 /// Of a rate or an amount, in at most five characters.
 pub(super) fn short(value: f64) -> String {
     let mut value = value;
@@ -173,21 +154,6 @@ mod tests {
         assert!(!written.contains("\x1b[3"), "{written:?}");
         assert!(!written.contains(";3"), "{written:?}");
         assert!(write_line(&line, Colours::Used).contains("\x1b[32m"));
-    }
-
-    #[test]
-    fn texts_fit() {
-        assert_eq!(fit("abc", 5, false), "abc  ");
-        assert_eq!(fit("abc", 5, true), "  abc");
-        assert_eq!(fit("redis/10.0.0.1:6379", 10, false), "red…1:6379");
-        assert_eq!(fit("abc", 1, false), "…");
-        assert_eq!(fit("abc", 0, false), "");
-        let line = Line(vec![
-            (Style::Bold, "ab".to_owned()),
-            (Style::Dim, "cd".to_owned()),
-        ]);
-        assert_eq!(line.clone().cut(3).text(), "abc");
-        assert_eq!(line.cut(2).0.len(), 1);
     }
 
     #[test]

@@ -5,12 +5,12 @@ use super::{
     feed::{Data, MOST_SESSIONS, Order, Update, Wants, shown},
     keys::Key,
     lists::{Entry, arrange, columns, entries},
-    screen::{Line, Style, fit},
+    screen::{Line, Style},
     terminal::Size,
 };
 use crate::{
     admin::span,
-    cli::admin_state::Name,
+    cli::{admin_state::Name, table::fit},
     plan::{MOST_WEIGHT, counted},
     upstream::pool::AdminState,
 };
