@@ -11,8 +11,8 @@ use crate::{
     config::{Fault, parse_duration, parse_peers},
     plan::counted,
 };
-use clap::Args;
-use std::{collections::BTreeMap, process::ExitCode};
+use clap::{Args, ValueEnum};
+use std::{cmp::Ordering, collections::BTreeMap, process::ExitCode};
 
 const PATH: &str = "/api/v1/sessions";
 /// How many rows are laid out together.
@@ -55,11 +55,41 @@ pub(super) struct Sessions {
     /// Show at most so many; 0: all
     #[arg(long, value_name = "N", default_value_t = 0)]
     limit: u64,
+    /// Only those that have the most of this, the first with the most; needs --limit
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHAT",
+        requires = "limit",
+        conflicts_with = "json"
+    )]
+    sort: Option<Sort>,
     /// Print them as JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     pub(super) at: At,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Sort {
+    Age,
+    Idle,
+    /// In both directions
+    Bytes,
+}
+
+impl Sort {
+    /// What comes first has the most.
+    fn compare(self, a: &Session, b: &Session) -> Ordering {
+        let bytes = |s: &Session| s.received_bytes.saturating_add(s.sent_bytes);
+        let order = match self {
+            Self::Age => b.age_seconds.total_cmp(&a.age_seconds),
+            Self::Idle => b.idle_seconds.total_cmp(&a.idle_seconds),
+            Self::Bytes => bytes(b).cmp(&bytes(a)),
+        };
+        order.then(a.id.cmp(&b.id))
+    }
 }
 
 fn peers(text: &str) -> Result<String, String> {
@@ -113,14 +143,17 @@ pub(super) fn run(args: &Sessions) -> ExitCode {
 
 fn show(args: &Sessions, client: &AdminClient) -> Result<(), String> {
     let fields = args.filters.fields();
-    let limit = Some(("limit", args.limit.to_string())).filter(|_| args.limit > 0);
+    // The process knows no order: of all of them the first are chosen here.
+    let has_limit = args.limit > 0 && args.sort.is_none();
+    let limit = Some(("limit", args.limit.to_string())).filter(|_| has_limit);
     let query = fields.into_iter().chain(limit);
     let query = query.map(|(name, value)| format!("{name}={}", encode(&value)));
     let path = format!("{PATH}?{}", query.collect::<Vec<_>>().join("&"));
     let lines = client.lines("GET", &path, "")?;
-    match args.json {
-        true => show_json(lines),
-        false => show_text(lines),
+    match args.sort {
+        _ if args.json => show_json(lines),
+        Some(sort) => show_first(lines, sort, args.limit),
+        None => show_text(lines),
     }
 }
 
@@ -197,14 +230,54 @@ fn read_line(lines: &Lines<'_>, line: &str) -> Result<Option<Session>, String> {
     session.map(Some).map_err(|why| lines.strange(&why))
 }
 
-fn show_text(mut lines: Lines<'_>) -> Result<(), String> {
-    let mut rows = vec![Row::of(
+/// So many of them, in order. No more than twice as many are held.
+fn show_first(mut lines: Lines<'_>, sort: Sort, limit: u64) -> Result<(), String> {
+    let most = usize::try_from(limit).unwrap_or(usize::MAX);
+    let mut first = Vec::new();
+    let mut last = String::new();
+    while let Some(line) = lines.next()? {
+        first.extend(read_line(&lines, &line)?);
+        last = line;
+        if first.len() >= most.saturating_mul(2) {
+            first.sort_by(|a, b| sort.compare(a, b));
+            first.truncate(most);
+        }
+    }
+    first.sort_by(|a, b| sort.compare(a, b));
+    first.truncate(most);
+    let SessionsEnd { count, .. } = end(&lines, &last)?;
+    let rows: Vec<Row> = [titles()]
+        .into_iter()
+        .chain(first.iter().map(row))
+        .collect();
+    print(&widths().lay_out(&rows))?;
+    note_more(first.len() as u64, count > first.len() as u64);
+    Ok(())
+}
+
+fn titles() -> Row {
+    Row::of(
         ["id", "listener", "client", "upstream", "backend"],
         ["port", "age", "idle", "in", "out"],
         ["state"],
-    )];
-    // The upstream, the port and the listener are left out, in this order.
-    let mut widths = Widths::new(terminal_width(), &[3, 5, 1]);
+    )
+}
+
+/// On a narrow terminal the upstream, the port and the listener are left out, in this order.
+fn widths() -> Widths {
+    Widths::new(terminal_width(), &[3, 5, 1])
+}
+
+fn note_more(count: u64, has_more: bool) {
+    if has_more {
+        let shown = counted(count, "session");
+        complain(&format!("{shown} shown, and there are more\n"));
+    }
+}
+
+fn show_text(mut lines: Lines<'_>) -> Result<(), String> {
+    let mut rows = vec![titles()];
+    let mut widths = widths();
     let mut last = lines.next()?.unwrap_or_default();
     while let Some(line) = lines.next()? {
         if let Some(session) = read_line(&lines, &line)? {
@@ -218,10 +291,7 @@ fn show_text(mut lines: Lines<'_>) -> Result<(), String> {
     }
     let SessionsEnd { count, more } = end(&lines, &last)?;
     print(&widths.lay_out(&rows))?;
-    if more {
-        let shown = counted(count, "session");
-        complain(&format!("{shown} shown, and there are more\n"));
-    }
+    note_more(count, more);
     Ok(())
 }
 

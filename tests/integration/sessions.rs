@@ -230,6 +230,52 @@ fn filters_and_limits_are_applied_together() {
 }
 
 #[test]
+fn the_first_in_an_order_are_shown() {
+    let servers = server::named(1);
+    let named = UdpServer::named("names");
+    let (tembuku, [plain, ..]) = start(&servers, &named);
+    let mut clients: Vec<TcpStream> = (0..7)
+        .map(|_| {
+            let mut client = connect(plain).unwrap();
+            assert_eq!(read_line(&mut client).unwrap(), "b1");
+            client
+        })
+        .collect();
+    let ids: Vec<String> = {
+        let mut found = sessions(&tembuku, &[]);
+        let port = |s: &Value| -> u16 {
+            let client: SocketAddr = s["client"].as_str().unwrap().parse().unwrap();
+            client.port()
+        };
+        let place = |s: &Value| {
+            let of = |c: &TcpStream| c.local_addr().unwrap().port() == port(s);
+            clients.iter().position(of).unwrap()
+        };
+        found.sort_by_key(place);
+        found.iter().map(|s| s["id"].to_string()).collect()
+    };
+    for (n, bytes) in [(2, "some"), (5, "so many more"), (3, "more")] {
+        echo(&mut clients[n], bytes).unwrap();
+    }
+    let first = |filters: &[&str]| -> Vec<String> {
+        let output = tembuku.succeed(&[&["sessions"], filters].concat());
+        let words = output.lines().skip(1).map(str::split_whitespace);
+        words
+            .map(|mut words| words.next().unwrap().to_owned())
+            .collect()
+    };
+    let of = |places: &[usize]| -> Vec<String> { places.iter().map(|n| ids[*n].clone()).collect() };
+    assert_eq!(first(&["--sort", "age", "--limit", "2"]), of(&[0, 1]));
+    assert_eq!(first(&["--sort", "bytes", "--limit", "1"]), of(&[5]));
+    assert_eq!(
+        first(&["--sort", "age", "--limit", "9"]),
+        of(&[0, 1, 2, 3, 4, 5, 6])
+    );
+    let output = tembuku.command(&["sessions", "--sort", "age"]);
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+}
+
+#[test]
 fn mistakes_are_named_with_a_way_out() {
     let servers = server::named(1);
     let named = UdpServer::named("names");
