@@ -32,7 +32,8 @@ use ui::{Effect, Ui};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Print it once, as plain text, and end; for scripts, and where there is no terminal
+    /// Print it once, as plain text, and end; for scripts, and where there is no terminal. Rates
+    /// are those of the last five seconds, "-" in the first five of the process
     #[arg(long)]
     once: bool,
     /// What is shown first

@@ -17,7 +17,7 @@ use crate::{
 
 /// Lines above and below the list, without the one about a process before.
 const AROUND: usize = 5;
-const HELP: [&str; 16] = [
+const HELP: [&str; 17] = [
     "tab, 1 ... 5   backends, listeners, sessions, events, upstreams",
     "up down j k    select; page up, page down, home, end",
     "enter          sessions of the selected backend; escape: all again",
@@ -32,7 +32,8 @@ const HELP: [&str; 16] = [
     "               each asks first: y confirms",
     "",
     "ctrl-l         draw again    ctrl-z  suspend    q  quit",
-    "in, out: bytes from clients and to them; of backends: from it and to it",
+    "in, out: bytes from clients and to them",
+    "rates, as conn/s: of the time since the refresh before, a second",
     "",
 ];
 

@@ -135,7 +135,8 @@ const FAMILIES: &[(Family, Write)] = families! {
             });
         };
     counter "tembuku_backend_transitions_total":
-        "Changes of the backend's state, by the state entered.",
+        "How often the backend has come into the state in the label to, by a check, by connects \
+         or by an operator; of a name each address counts.",
         |f, out| {
             backends(f, |b| {
                 // That one comes by time alone.
