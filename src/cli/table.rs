@@ -3,9 +3,7 @@
 use std::io::{self, IsTerminal as _};
 
 /// What a column of text keeps where the terminal is narrow.
-const SHORTEST: usize = 14;
-/// What the last column keeps, of which longer text can have a line of its own.
-const TITLE: usize = 10;
+const SHORTEST: usize = 16;
 const GAP: &str = "  ";
 /// Before text that has a line of its own.
 const INDENT: &str = "    ";
@@ -51,6 +49,8 @@ pub(super) fn table(rows: &[Row], terminal: Option<usize>) -> String {
 /// The columns of a table that is printed in parts: they only get wider.
 pub(super) struct Widths {
     columns: Vec<usize>,
+    /// What the last column keeps, of which longer text can have a line of its own.
+    last_title: usize,
     terminal: Option<usize>,
     /// Columns that are left out, in this order, where it does not help to shorten the others.
     dispensable: &'static [usize],
@@ -60,6 +60,7 @@ impl Widths {
     pub(super) fn new(terminal: Option<usize>, dispensable: &'static [usize]) -> Self {
         Self {
             columns: Vec::new(),
+            last_title: 0,
             terminal,
             dispensable,
         }
@@ -76,6 +77,10 @@ impl Widths {
         let Some(first) = rows.first() else {
             return String::new();
         };
+        if self.last_title == 0 {
+            let title = first.0.last();
+            self.last_title = title.map_or(0, |(title, _)| title.chars().count());
+        }
         let widths = self.shortened(first);
         let lines = rows.iter().map(|row| line(row, &widths, self.terminal));
         lines.collect()
@@ -91,7 +96,7 @@ impl Widths {
         let texts: Vec<usize> = (0..last).filter(|n| !row.0[*n].1).collect();
         let can_move = !row.0[last].1 && widths[last] > SHORTEST;
         let counted = |widths: &[usize]| match can_move {
-            true => length(&widths[..last]) + GAP.len() + TITLE,
+            true => length(&widths[..last]) + GAP.len() + self.last_title,
             false => length(widths),
         };
         for column in self.dispensable {
@@ -212,11 +217,11 @@ mod tests {
         assert!(lines.len() == 3 && lines[1].starts_with(LONG), "{whole}");
         assert_eq!(table(&rows, Some(500)), whole);
         let expected = "\
-backend                            state    sessions    total  check  why
-[2001:db8:8…:8a2e:370:7348]:16379  drained      1000  1234567  ok
+backend                                   state    sessions    total  check  why
+[2001:db8:85a…:1319:8a2e:370:7348]:16379  drained      1000  1234567  ok
     set by the operator; since 2026-11-30T02:20:51Z; weight 5 by operator, 1 in
     the file
-10.0.0.1:1                         up              0        7  ok
+10.0.0.1:1                                up              0        7  ok
 ";
         let narrow = table(&rows, Some(80));
         let is_narrow = narrow.lines().all(|line| line.chars().count() <= 80);
@@ -236,9 +241,9 @@ backend                            state    sessions    total  check  why
         ];
         let narrow = |width| Widths::new(Some(width), &[4, 1]).lay_out(&rows);
         for (width, left_out) in [
-            (70, [false, false]),
-            (62, [true, false]),
-            (52, [true, true]),
+            (72, [false, false]),
+            (66, [true, false]),
+            (56, [true, true]),
         ] {
             let text = narrow(width);
             let has = [text.contains("50722"), text.contains("cache")];
