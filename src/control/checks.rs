@@ -8,7 +8,7 @@ use crate::{
     upstream::{
         backend::Backend,
         balance::Chance,
-        health::{Judge, RiseFall, Schedule},
+        health::{Evidence, Judge, RiseFall, Schedule},
         pool::{AdminState, Checked, EndpointAddress, Pool},
     },
 };
@@ -108,6 +108,7 @@ impl Checks {
                         backend: address.backend,
                         term: address.admin.term,
                         check_now: Arc::clone(&check_now),
+                        asks_again: false,
                         chance: Chance::from_seed(chance.draw()),
                     };
                     let task = stop.clone().run_until_cancelled_owned(checks.run());
@@ -191,6 +192,8 @@ struct AddressChecks {
     term: u32,
     /// It waits for the answer to a check that is yet to begin.
     check_now: Arc<Notify>,
+    /// The next check is to confirm the last, whose result was not recorded.
+    asks_again: bool,
     chance: Chance,
 }
 
@@ -263,7 +266,7 @@ impl AddressChecks {
     /// Records what was found by a check that began and ended then. Returns whether any address is
     /// well.
     fn record(
-        &self,
+        &mut self,
         judge: &mut Judge,
         report: CheckReport,
         probe: &Probe,
@@ -278,6 +281,15 @@ impl AddressChecks {
             transcript = report.transcript, "checked");
         if report.result == CheckResult::Local {
             self.backend.log_no_check(&report.transcript, now);
+        }
+        // Where two servers have changed their roles, the former primary is a replica now. That is
+        // found before the last replica is given up: both are asked at once.
+        self.asks_again = !self.asks_again
+            && Evidence::of(report.result) == Evidence::OtherRole
+            && checks.pool.is_last_beside_primary(&self.backend);
+        if self.asks_again {
+            checks.check_now.notify_waiters();
+            return true;
         }
         let change = judge.record(report.result, now);
         let checked = Checked {

@@ -202,6 +202,35 @@ fn readers_of_postgres_use_the_primary() {
     assert_eq!(is_replica(), "t");
 }
 
+/// Of two servers that change their roles, the one that is asked first may be the new primary.
+#[test]
+fn a_planned_change_of_roles_does_not_begin_a_fallback() {
+    const ROUNDS: usize = 8;
+    let servers = [(); 2].map(|()| Redis::start(ports::free_addr()));
+    replicate(&servers[1], &servers[0]);
+    let check = "role = \"replica\"\nrole_fallback = true\nreplicating = false";
+    let setup = checks_redis::setup(&[&servers[0], &servers[1]], "", check);
+    for round in 0..ROUNDS {
+        let (old, new) = (&servers[round % 2], &servers[(round + 1) % 2]);
+        setup.wait_state(old, "standby");
+        setup.wait_state(new, "up");
+        let to = format!("FAILOVER TO {} {}", new.addr.ip(), new.addr.port());
+        wait_until("it begins", secs(30), || {
+            call(old.addr, &to).unwrap() == "+OK"
+        });
+    }
+    let [first, second] = &servers;
+    setup.wait_state(first, "standby");
+    setup.wait_state(second, "up");
+    let events = setup.tembuku.events();
+    let changes = events.iter().filter(|e| e["kind"] == "state").count();
+    assert!(changes >= 2 * ROUNDS, "{events:#?}");
+    assert!(
+        events.iter().all(|e| e["kind"] != "role_fallback"),
+        "{events:#?}"
+    );
+}
+
 /// While the primary may stand in, readers are not held. Without any server they are, and go in
 /// with the first that comes back.
 #[test]

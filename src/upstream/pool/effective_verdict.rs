@@ -245,6 +245,17 @@ impl Pool {
         verdict.is_some_and(|verdict| inner.review.stands_in(verdict))
     }
 
+    /// Whether readers would use the primary if this one were no replica any more: it is the last
+    /// that they have, and another server was the primary at its last check.
+    pub fn is_last_beside_primary(&self, backend: &Backend) -> bool {
+        let mut inner = self.lock();
+        let (review, counts) = (&inner.review, &inner.totals.counts);
+        let may_begin = review.role_fallback && !review.in_fallback;
+        let would_begin = may_begin && counts.serving_well == 1 && counts.serving_standby_sure > 0;
+        let is_used = |e: &mut Endpoint| e.is_meant_to_serve() && e.check.effective.is_up();
+        would_begin && inner.find(backend).is_some_and(is_used)
+    }
+
     pub fn guarded(&self, now: Instant) -> Guarded {
         let mut inner = self.lock();
         inner.review_if_due(now);

@@ -132,6 +132,21 @@ fn a_drain_counts_and_an_unchecked_replica_is_waited_for() {
     assert_eq!(picks(&pool, now), ["10.0.0.1:1"]);
 }
 
+#[test]
+fn the_last_replica_beside_a_primary_is_known() {
+    let now = Instant::now();
+    let pool = checked(true, now);
+    let is_last = |n: usize| pool.is_last_beside_primary(&pool.addresses()[n].backend);
+    assert!(!is_last(1) && !is_last(2), "there are two");
+    verdict(&pool, 1, DOWN, false, now);
+    assert!(is_last(2) && !is_last(0) && !is_last(1));
+    verdict(&pool, 0, DOWN, false, now);
+    assert!(!is_last(2), "no primary could stand in");
+    let strict = checked(false, now);
+    verdict(&strict, 1, DOWN, false, now);
+    assert!(!strict.is_last_beside_primary(&strict.addresses()[2].backend));
+}
+
 /// The last replica is promoted: it serves its readers as a primary.
 #[test]
 fn a_promoted_replica_stands_in_for_itself() {
