@@ -108,8 +108,8 @@ enum Command {
     /// Terminate sessions of an upstream that are above the fair share of their backend, or where
     /// their key no longer leads, so that they spread again
     Rebalance(terminate::Rebalance),
-    /// The live view of a running process in the terminal: rates, states, sessions, events, and
-    /// keys that drain backends or set their weight
+    /// The live view of a running process in the terminal: states, rates of the last second,
+    /// sessions, events, and keys that drain backends or set their weight
     Top(top::Arguments),
     /// Make a running process read its configuration file again: prints the changes, or every
     /// problem

@@ -230,9 +230,11 @@ fn read_line(lines: &Lines<'_>, line: &str) -> Result<Option<Session>, String> {
     session.map(Some).map_err(|why| lines.strange(&why))
 }
 
-/// So many of them, in order. No more than twice as many are held.
+/// So many of them, in order; 0: all. No more than twice as many are held.
 fn show_first(mut lines: Lines<'_>, sort: Sort, limit: u64) -> Result<(), String> {
-    let most = usize::try_from(limit).unwrap_or(usize::MAX);
+    let limit = Some(limit).filter(|limit| *limit > 0);
+    let most = limit.and_then(|limit| usize::try_from(limit).ok());
+    let most = most.unwrap_or(usize::MAX);
     let mut first = Vec::new();
     let mut last = String::new();
     while let Some(line) = lines.next()? {

@@ -271,6 +271,7 @@ fn the_first_in_an_order_are_shown() {
         first(&["--sort", "age", "--limit", "9"]),
         of(&[0, 1, 2, 3, 4, 5, 6])
     );
+    assert_eq!(first(&["--sort", "bytes", "--limit", "0"]).len(), 7);
     let output = tembuku.command(&["sessions", "--sort", "age"]);
     assert_eq!(output.status.code(), Some(2), "{}", text(&output));
 }
