@@ -16,7 +16,7 @@ use std::{
 use tembuku::internals::{
     datagram::Local,
     flow_table::{Key, Table},
-    wheel::Wheel,
+    timer_wheel::TimerWheel,
 };
 
 const SIZES: [u32; 2] = [1_000, 100_000];
@@ -101,8 +101,8 @@ fn find(c: &mut Criterion) {
 
 /// `size` flows whose last datagrams are spread over all of the idle time, in no order of their
 /// numbers.
-fn full(size: u32) -> Wheel {
-    let mut wheel = Wheel::new(IDLE, 0);
+fn full(size: u32) -> TimerWheel {
+    let mut wheel = TimerWheel::new(IDLE, 0);
     for n in 0..size {
         let last = u64::from(n) * IDLE / u64::from(size);
         wheel.insert(

@@ -89,7 +89,7 @@ pub mod internals {
     pub mod socket {
         pub use crate::sys::socket::unacknowledged;
     }
-    pub mod wheel {
-        pub use crate::runtime::wheel::Wheel;
+    pub mod timer_wheel {
+        pub use crate::runtime::timer_wheel::TimerWheel;
     }
 }

@@ -8,6 +8,6 @@ pub mod pause;
 pub mod reactor;
 pub mod time;
 mod timer_fd;
+pub mod timer_wheel;
 pub mod watched_files;
-pub mod wheel;
 pub mod worker;

@@ -39,7 +39,7 @@ const PURE: &[&str] = &[
     "handover::record",
     "plan",
     "proxy_protocol",
-    "runtime::wheel",
+    "runtime::timer_wheel",
     "telemetry::throttle",
     "upstream::balance",
     "upstream::explain",

@@ -31,7 +31,7 @@ use crate::{
         reason::{DropReason, Shortage},
     },
     proxy::udp::{context::Context, peer_workers::PeerWorker},
-    runtime::wheel::Wheel,
+    runtime::timer_wheel::TimerWheel,
     session::{
         service::{Failures, Service},
         summary::Unserved,
@@ -66,7 +66,7 @@ pub(super) struct Listener {
     flows: Slab<Flow>,
     table: Table,
     waiting: WaitingFlows,
-    wheel: Wheel,
+    wheel: TimerWheel,
     peers: Arc<PeerWorkers>,
     pub(super) own: Arc<OwnAddresses>,
     /// This listener on this worker, as other workers see it.
@@ -209,7 +209,7 @@ impl Listener {
             flows: Slab::new(),
             table: Table::default(),
             waiting: WaitingFlows::default(),
-            wheel: Wheel::new(idle_ms, context.ms),
+            wheel: TimerWheel::new(idle_ms, context.ms),
             peers,
             own,
             own_worker,

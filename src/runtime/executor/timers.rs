@@ -1,6 +1,6 @@
 //! The timers of tasks: one for each.
 
-use crate::runtime::wheel::Wheel;
+use crate::runtime::timer_wheel::TimerWheel;
 
 /// Milliseconds that the near wheel reaches ahead.
 const NEAR: u64 = 500;
@@ -12,8 +12,8 @@ const TICKS: u64 = 256;
 /// Accurate to the millisecond. A timer that is far ahead waits on a coarse wheel until it is near,
 /// so that one of an idle session is touched once in two minutes, and not twice a second.
 pub(super) struct Timers {
-    near: Wheel,
-    far: Wheel,
+    near: TimerWheel,
+    far: TimerWheel,
     /// By task.
     due: Vec<u64>,
     /// Kept for its memory.
@@ -23,8 +23,8 @@ pub(super) struct Timers {
 impl Timers {
     pub(super) fn new() -> Self {
         Self {
-            near: Wheel::new(TICKS, 0),
-            far: Wheel::new(TICKS * COARSE, 0),
+            near: TimerWheel::new(TICKS, 0),
+            far: TimerWheel::new(TICKS * COARSE, 0),
             due: Vec::new(),
             found: Vec::new(),
         }

@@ -3,7 +3,7 @@
 use super::{Listener, OpenPort, takes_singly};
 use crate::{
     proxy::udp::{Port, Update, context::Context, flow::idle_ms, token::Token},
-    runtime::wheel::Wheel,
+    runtime::timer_wheel::TimerWheel,
 };
 use rustix::event::epoll::EventFlags;
 use std::{io, sync::Arc};
@@ -63,7 +63,7 @@ impl Listener {
     }
 
     pub(super) fn rebuild_wheel(&mut self, idle_ms: u64, ms: u64) {
-        self.wheel = Wheel::new(idle_ms, ms);
+        self.wheel = TimerWheel::new(idle_ms, ms);
         let numbers: Vec<u32> = self.flows.iter().map(|(number, _)| number as u32).collect();
         for number in numbers {
             self.wheel.insert(number, self.due(number), ms);

@@ -14,7 +14,7 @@ const TICKS: u64 = 256;
 const WORDS: usize = SLOTS / 64;
 
 #[derive(Debug)]
-pub struct Wheel {
+pub struct TimerWheel {
     tick: u64,
     /// The first tick that has not expired.
     next_tick: u64,
@@ -40,7 +40,7 @@ const OUT: Link = Link {
     slot: NONE,
 };
 
-impl Wheel {
+impl TimerWheel {
     pub fn new(timeout: u64, now: u64) -> Self {
         let tick = timeout.div_ceil(TICKS).max(1);
         Self {
@@ -182,7 +182,7 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::{HashMap, hash_map::Entry};
 
-    fn due(wheel: &mut Wheel, now: u64) -> Vec<u32> {
+    fn due(wheel: &mut TimerWheel, now: u64) -> Vec<u32> {
         let mut found = Vec::new();
         wheel.take_due(now, &mut found);
         found.sort_unstable();
@@ -192,7 +192,7 @@ mod tests {
     #[test]
     fn entries_expire_within_a_tick_after_they_are_due() {
         for timeout in [1, 7, 255, 256, 257, 1_000, 60_000, 86_400_000] {
-            let mut wheel = Wheel::new(timeout, 1_000_000);
+            let mut wheel = TimerWheel::new(timeout, 1_000_000);
             let at = 1_000_000 + timeout;
             wheel.insert(3, at, 1_000_000);
             assert!(due(&mut wheel, at - 1).is_empty());
@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn the_oldest_entry_has_been_idle_for_longest() {
-        let mut wheel = Wheel::new(1_000, 0);
+        let mut wheel = TimerWheel::new(1_000, 0);
         let mut last = [0, 10, 20];
         for flow in 0..3 {
             wheel.insert(flow, last[flow as usize] + 1_000, 20);
@@ -225,7 +225,7 @@ mod tests {
     /// Within a tick it is the one that was inserted first.
     #[test]
     fn entries_of_one_tick_keep_their_order() {
-        let mut wheel = Wheel::new(3_600_000, 0);
+        let mut wheel = TimerWheel::new(3_600_000, 0);
         (0..3).for_each(|flow| wheel.insert(flow, 3_600_000, 0));
         for flow in 0..3 {
             let oldest = wheel.oldest(1_000, |_| 3_600_000);
@@ -237,7 +237,7 @@ mod tests {
     /// Where all entries are removed before they are due, `take_due` is never called.
     #[test]
     fn time_passes_without_expiry() {
-        let mut wheel = Wheel::new(1_000, 0);
+        let mut wheel = TimerWheel::new(1_000, 0);
         wheel.insert(0, 1_000, 0);
         for now in 1..20_000 {
             let new = (now % 2) as u32;
@@ -263,7 +263,7 @@ mod tests {
                 1..300,
             ),
         ) {
-            let mut wheel = Wheel::new(timeout, 0);
+            let mut wheel = TimerWheel::new(timeout, 0);
             let mut all: HashMap<u32, u64> = HashMap::new();
             let mut now = 0;
             for (flow, step, remove, oldest) in steps {
