@@ -8,9 +8,9 @@ use std::{
 use toml::de::{DeTable, DeValue};
 
 use super::{
+    forwarding_loops::find_forwarding_loops,
     keys::{self, process as rows, row::Rule},
     listener,
-    loops::find_loops,
     section::{Section, Text},
     upstream,
 };
@@ -88,7 +88,7 @@ fn read<'a>(table: &'a DeTable<'a>, report: &'a Report) -> Plan {
     check_upstream_names(&root, &listeners, report);
     check_max_flows(&root, &process, &listeners);
     listener::check_collisions(&listeners, admin_places.unwrap_or_default(), report);
-    check_loops(&listeners, &upstreams, report);
+    check_forwarding_loops(&listeners, &upstreams, report);
 
     Plan {
         process,
@@ -292,7 +292,7 @@ fn check_max_flows(root: &Section<'_>, process: &Process, listeners: &[listener:
 
 /// From the file alone loopback addresses and equal ones can be checked; the others are checked at
 /// the start.
-fn check_loops(reads: &[listener::Read], upstreams: &[Upstream], report: &Report) {
+fn check_forwarding_loops(reads: &[listener::Read], upstreams: &[Upstream], report: &Report) {
     let sure = reads.iter().all(|read| read.sure);
     if !sure {
         return;
@@ -310,7 +310,7 @@ fn check_loops(reads: &[listener::Read], upstreams: &[Upstream], report: &Report
         }
         Target::Name { .. } => Vec::new(),
     };
-    for found in find_loops(&listeners, upstreams, addrs, |ip| ip.is_loopback()) {
+    for found in find_forwarding_loops(&listeners, upstreams, addrs, |ip| ip.is_loopback()) {
         let read = &reads[found.listener];
         report.add(
             &read.bind_spans[found.bind],

@@ -2,7 +2,7 @@
 
 use super::StartError;
 use crate::{
-    config::{Loop, find_loops},
+    config::{ForwardingLoop, find_forwarding_loops},
     plan::{Addr, Backend, CheckAt, Plan, Target, Upstream},
     runtime::net::has_interface,
 };
@@ -90,15 +90,18 @@ pub(super) fn remove_discovered_loops(
 }
 
 /// Every listener that is its own backend. `resolved`: the addresses of each backend, by upstream.
-pub(super) fn loops(plan: &Plan, resolved: &BTreeMap<String, Vec<Vec<Addr>>>) -> Vec<StartError> {
-    let describe = |found: Loop| StartError::Loop {
+pub(super) fn forwarding_loops(
+    plan: &Plan,
+    resolved: &BTreeMap<String, Vec<Vec<Addr>>>,
+) -> Vec<StartError> {
+    let describe = |found: ForwardingLoop| StartError::Loop {
         listener: plan.listeners[found.listener].name.clone(),
         way: found.way,
     };
     find(plan, resolved).into_iter().map(describe).collect()
 }
 
-fn find(plan: &Plan, resolved: &BTreeMap<String, Vec<Vec<Addr>>>) -> Vec<Loop> {
+fn find(plan: &Plan, resolved: &BTreeMap<String, Vec<Vec<Addr>>>) -> Vec<ForwardingLoop> {
     let own: Vec<IpAddr> = getifaddrs().map_or_else(
         |_| Vec::new(),
         |all| {
@@ -114,7 +117,7 @@ fn find(plan: &Plan, resolved: &BTreeMap<String, Vec<Vec<Addr>>>) -> Vec<Loop> {
         let addresses = resolved.get(name).and_then(|all| all.get(backend));
         addresses.cloned().unwrap_or_default()
     };
-    find_loops(
+    find_forwarding_loops(
         &plan.listeners,
         &plan.upstreams,
         |upstream, backend| addresses(&upstream.name, backend),

@@ -142,7 +142,7 @@ impl Prepared {
             let names = plan.upstreams.iter().map(|upstream| upstream.name.clone());
             let addresses: BTreeMap<String, Vec<Vec<Addr>>> = names.zip(addresses).collect();
             let addresses = without_discovered_loops(&mut plan, addresses);
-            let loops = interfaces::loops(&plan, &addresses);
+            let loops = interfaces::forwarding_loops(&plan, &addresses);
             match loops.is_empty() {
                 true => Ok(addresses),
                 false => Err(loops),

@@ -10,7 +10,7 @@ use std::{
 
 /// A way from a listener back to itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Loop {
+pub struct ForwardingLoop {
     /// Indexes of the first listener and of its `bind` entry that is reached again.
     pub listener: usize,
     pub bind: usize,
@@ -36,12 +36,12 @@ struct Edge<'a> {
 
 /// Each listener is in one of them at most. `addrs`: what a backend stands for; `is_local`:
 /// whether an address is one of this machine.
-pub fn find_loops(
+pub fn find_forwarding_loops(
     listeners: &[Listener],
     upstreams: &[Upstream],
     addrs: impl Fn(&Upstream, usize) -> Vec<Addr>,
     is_local: impl Fn(IpAddr) -> bool,
-) -> Vec<Loop> {
+) -> Vec<ForwardingLoop> {
     let edges = edges(listeners, upstreams, addrs, is_local);
     let mut found = Vec::new();
     let mut seen = HashSet::new();
@@ -68,7 +68,7 @@ pub fn find_loops(
         });
         let steps = steps.collect();
         seen.extend(way.iter().map(|edge| edge.to));
-        found.extend(way.last().map(|last| Loop {
+        found.extend(way.last().map(|last| ForwardingLoop {
             listener: start,
             bind: last.bind,
             way: text,
@@ -213,7 +213,7 @@ mod tests {
             Target::Name { .. } => Vec::new(),
         };
         let local: IpAddr = "192.0.2.1".parse().expect("an address");
-        let found = find_loops(&plan.listeners, &plan.upstreams, addr, |ip| ip == local);
+        let found = find_forwarding_loops(&plan.listeners, &plan.upstreams, addr, |ip| ip == local);
         found.into_iter().map(|found| found.way).collect()
     }
 
