@@ -2,12 +2,14 @@
 
 mod budget;
 mod descriptors;
-mod session;
+mod live_session;
 mod table;
 
 pub use budget::{SessionBudget, take_below};
 pub use descriptors::Descriptors;
-pub use session::{Arrival, Continued, Interruption, Phase, Session, SessionKind, SessionOrigin};
+pub use live_session::{
+    Arrival, Continued, Interruption, Phase, Session, SessionKind, SessionOrigin,
+};
 pub use table::TablePosition;
 
 use crate::{

@@ -1,6 +1,6 @@
 //! The sessions of one worker.
 
-use super::session::Session;
+use super::live_session::Session;
 use crate::sys::mutex::Mutex;
 use slab::Slab;
 use std::sync::Arc;
