@@ -11,7 +11,7 @@ use crate::{
     upstream::{
         backend::{Backend, Lease},
         balance::HashInput,
-        pool::{Position, Search, Served, Waiting},
+        pool::{Position, Search, Served, WaitingSession},
     },
 };
 use std::{
@@ -154,7 +154,7 @@ impl<'a> BackendSearch<'a> {
     }
 
     /// Enters the session among those that wait for what it lacks; `None`: it may not wait.
-    pub fn wait(&mut self, lacks: Shortage, now: Instant) -> Option<Waiting> {
+    pub fn wait(&mut self, lacks: Shortage, now: Instant) -> Option<WaitingSession> {
         let has_failed = self.last_error.is_some();
         let search = match lacks {
             // By the time that there is one it may be one that the session has tried.

@@ -27,8 +27,8 @@ mod snapshot;
 #[cfg(test)]
 pub(crate) mod tests;
 mod totals;
-mod waiting;
 mod waiting_line;
+mod waiting_session;
 
 pub use crate::upstream::pool::admin_state::{AdminOrder, AdminSetting, AdminState};
 pub use crate::upstream::pool::check_record::Checked;
@@ -38,8 +38,8 @@ pub use ceilings::Taker;
 pub use forecast::candidates_of_new;
 pub use operator_weight::{OperatorWeight, WeightError, WeightSet};
 pub use snapshot::EndpointSnapshot;
-pub use waiting::{Carried, WaitProgress, Waiting};
 pub use waiting_line::{Position, Served};
+pub use waiting_session::{Carried, WaitProgress, WaitingSession};
 
 use crate::{
     plan::{

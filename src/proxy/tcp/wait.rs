@@ -17,7 +17,7 @@ use crate::{
     },
     upstream::{
         backend::Lease,
-        pool::{Carried, WaitProgress, Waiting},
+        pool::{Carried, WaitProgress, WaitingSession},
     },
 };
 use std::{
@@ -61,7 +61,7 @@ pub(super) async fn wait_for_backend(
 /// The same for a session that has its place in the line.
 pub(super) async fn wait_in_line(
     search: &mut BackendSearch<'_>,
-    mut waiting: Waiting,
+    mut waiting: WaitingSession,
     seeker: &Seeker<'_>,
 ) -> Result<Lease, NotPlaced> {
     loop {
@@ -92,7 +92,7 @@ impl Seeker<'_> {
         Box::pin(leaving).await
     }
 
-    async fn poll_line(&self, waiting: &mut Waiting) -> Stop {
+    async fn poll_line(&self, waiting: &mut WaitingSession) -> Stop {
         let (session, client) = (self.permits.session(), self.client);
         // Whether a client that has ended its side may still wait for an answer.
         let half_close = self.permits.service().plan.half_close;
@@ -100,7 +100,7 @@ impl Seeker<'_> {
         poll_fn(|cx| {
             session.wake_by(cx.waker());
             let now = Instant::now();
-            let ended = |reason, waiting: &Waiting| {
+            let ended = |reason, waiting: &WaitingSession| {
                 let waited = waiting.waited(now);
                 Poll::Ready(Stop::Over(Waited::Ended { reason, waited }))
             };

@@ -20,7 +20,7 @@ use crate::{
         service::Service,
         summary::Attempt,
     },
-    upstream::pool::{Carried, Waiting},
+    upstream::pool::{Carried, WaitingSession},
 };
 use std::{
     io,
@@ -50,13 +50,13 @@ pub struct WaitingArrival {
     state: WaitingState,
     silences: Arc<Silences>,
     /// Its place in the line, once it has one.
-    waiting: Option<Waiting>,
+    waiting: Option<WaitingSession>,
 }
 
 /// Where the search for a backend goes on.
 #[derive(Default)]
 pub(in crate::proxy::tcp) struct Resumed {
-    pub(in crate::proxy::tcp) waiting: Option<Waiting>,
+    pub(in crate::proxy::tcp) waiting: Option<WaitingSession>,
     pub(in crate::proxy::tcp) waited: Duration,
 }
 

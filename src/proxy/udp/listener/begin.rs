@@ -28,7 +28,7 @@ use crate::{
     telemetry::access_log::AccessLogWriter,
     upstream::{
         backend::Lease,
-        pool::{ConnectTimer, Search, Waiting},
+        pool::{ConnectTimer, Search, WaitingSession},
     },
 };
 use rustix::event::epoll::EventFlags;
@@ -48,7 +48,7 @@ struct Opened {
 
 enum NotOpened {
     Unserved(Unserved),
-    Waits(Waiting),
+    Waits(WaitingSession),
 }
 
 impl Listener {

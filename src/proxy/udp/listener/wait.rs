@@ -18,7 +18,7 @@ use crate::{
     },
     upstream::{
         backend::Lease,
-        pool::{Search, Served, WaitProgress, Waiting},
+        pool::{Search, Served, WaitProgress, WaitingSession},
     },
 };
 use ahash::AHashMap;
@@ -71,7 +71,7 @@ struct WaitingFlow {
 
 pub(super) enum WaitsFor {
     Rate(Delay),
-    Backend(Waiting),
+    Backend(WaitingSession),
 }
 
 /// What becomes of a flow that waited.

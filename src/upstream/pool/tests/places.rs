@@ -14,8 +14,8 @@ const LINE: usize = 4;
 
 /// A session in the order of arrival over both processes.
 enum Place {
-    WaitsInOld(Waiting),
-    WaitsInNew(Waiting),
+    WaitsInOld(WaitingSession),
+    WaitsInNew(WaitingSession),
     HasOld(Lease),
     HasNew(Lease),
     Ended,
@@ -64,11 +64,12 @@ impl Both {
         };
         let (old, new) = (pool(), pool());
         let sessions = (0..LIMIT + LINE).map(|_| Self::begin(&old, now));
-        let place = |(waiting, lease): (Option<Waiting>, Option<Lease>)| match (waiting, lease) {
-            (Some(waiting), _) => Place::WaitsInOld(waiting),
-            (None, Some(lease)) => Place::HasOld(lease),
-            (None, None) => panic!("a place in the line"),
-        };
+        let place =
+            |(waiting, lease): (Option<WaitingSession>, Option<Lease>)| match (waiting, lease) {
+                (Some(waiting), _) => Place::WaitsInOld(waiting),
+                (None, Some(lease)) => Place::HasOld(lease),
+                (None, None) => panic!("a place in the line"),
+            };
         let sessions = sessions.map(place).collect();
         old.hand_places();
         new.note_places(&old.places_record(true), now);
@@ -81,7 +82,7 @@ impl Both {
         }
     }
 
-    fn begin(pool: &Arc<Pool>, now: Instant) -> (Option<Waiting>, Option<Lease>) {
+    fn begin(pool: &Arc<Pool>, now: Instant) -> (Option<WaitingSession>, Option<Lease>) {
         let mut search = pool.search_of_connection(&HashInput::default());
         match pool.pick(&mut search, now) {
             Ok(lease) => (None, Some(lease)),

@@ -44,7 +44,7 @@ pub(super) fn waiting_pool(
 /// A session as its task sees it.
 struct Session {
     search: Search,
-    waiting: Option<Waiting>,
+    waiting: Option<WaitingSession>,
     lease: Option<Lease>,
     position: Option<Position>,
 }

@@ -32,7 +32,7 @@ use std::{
 
 /// A session in the line. Dropped, it leaves, and what it has got goes to the next.
 #[derive(Debug)]
-pub struct Waiting {
+pub struct WaitingSession {
     pool: Arc<Pool>,
     ticket: u64,
     /// The backend that it waits for alone, and until when.
@@ -101,7 +101,7 @@ impl Pool {
         again: Option<Position>,
         has_failed: bool,
         now: Instant,
-    ) -> Option<Waiting> {
+    ) -> Option<WaitingSession> {
         if !search.may_wait {
             return None;
         }
@@ -123,7 +123,7 @@ impl Pool {
         }
         inner.serve(now);
         drop(inner);
-        Some(Waiting {
+        Some(WaitingSession {
             pool: Arc::clone(self),
             ticket: position.ticket(),
             own,
@@ -138,7 +138,7 @@ impl Pool {
         mut search: Search,
         carried: &Carried,
         now: Instant,
-    ) -> Waiting {
+    ) -> WaitingSession {
         let mut inner = self.lock();
         let own = carried.stick_left.and_then(|left| {
             let backend = inner.full_own(&search, now)?;
@@ -151,7 +151,7 @@ impl Pool {
         inner.line_up(position, search, carried.lacks, own, now);
         inner.serve(now);
         drop(inner);
-        Waiting {
+        WaitingSession {
             pool: Arc::clone(self),
             ticket,
             own,
@@ -166,7 +166,7 @@ impl Pool {
     }
 }
 
-impl Waiting {
+impl WaitingSession {
     /// The waker is that of the task, for the time until the next poll.
     pub fn poll(&mut self, waker: &Waker, now: Instant) -> WaitProgress {
         let pool = Arc::clone(&self.pool);
@@ -252,7 +252,7 @@ impl Waiting {
     }
 }
 
-impl Drop for Waiting {
+impl Drop for WaitingSession {
     fn drop(&mut self) {
         if self.is_over {
             return;
