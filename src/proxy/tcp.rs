@@ -7,7 +7,7 @@ mod listener;
 mod preamble;
 mod session;
 mod stop_signal;
-mod wait;
+mod wait_before_connect;
 mod worker;
 
 pub use listener::{Binding, BoundSocket, SocketId};

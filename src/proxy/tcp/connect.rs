@@ -3,7 +3,7 @@
 use super::{
     client_watch::ClientWatch,
     handover::Resumed,
-    wait::{NotPlaced, Seeker, wait_for_backend, wait_in_line},
+    wait_before_connect::{NotPlaced, Seeker, wait_for_backend, wait_in_line},
 };
 use crate::{
     plan::{

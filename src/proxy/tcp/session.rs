@@ -8,7 +8,7 @@ use crate::{
             connect::{self, Connected, Opened},
             handover::{self, HandoverAnswer, Resumed, Unplaced},
             preamble::{self, Preamble},
-            wait::{self, NotPlaced, Seeker},
+            wait_before_connect::{self, NotPlaced, Seeker},
         },
     },
     runtime::net::Stream,
@@ -157,7 +157,9 @@ async fn open(permits: &Permits, client: &Stream) -> Result<Opened, NotOpened> {
         NotOpened::Refused(reason)
     })?;
     if let Some(delay) = delay {
-        let waited = wait::wait_for_rate(delay, client, session, service.plan.half_close).await;
+        let waited =
+            wait_before_connect::wait_for_rate(delay, client, session, service.plan.half_close)
+                .await;
         waited.map_err(|unserved| NotOpened::Unserved(unserved, Vec::new()))?;
     }
     let unplaced = Unplaced {

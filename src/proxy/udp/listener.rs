@@ -12,7 +12,7 @@ mod named_clients;
 mod replies;
 mod take;
 mod update;
-mod wait;
+mod waiting_flows;
 
 pub(super) use give::copy_late;
 pub(super) use replies::send_back;
@@ -50,7 +50,7 @@ use std::{
 };
 use take::Taking;
 use tokio_util::task::task_tracker::TaskTrackerToken;
-use wait::WaitingFlows;
+use waiting_flows::WaitingFlows;
 
 /// Access log records per second of datagrams that begin no flow.
 const REFUSAL_RECORDS: u32 = 100;

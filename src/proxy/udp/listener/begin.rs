@@ -9,7 +9,7 @@ use super::{
         token::Token,
     },
     Listener, NotBegun, Start, client_of, drop_reason,
-    wait::{AdmittedFlow, Candidate, WaitsFor},
+    waiting_flows::{AdmittedFlow, Candidate, WaitsFor},
 };
 use crate::{
     plan::{
