@@ -9,7 +9,8 @@ mod batch_size;
 mod context;
 mod engine;
 mod flow;
-mod give;
+mod flow_receiver;
+mod flow_sender;
 mod header;
 mod listener;
 mod order;
@@ -18,17 +19,16 @@ mod peer_workers;
 mod per_second;
 mod port;
 pub(crate) mod table;
-mod take;
 #[cfg(test)]
 mod tests;
 mod token;
 
 pub use crate::proxy::udp::{own_addresses::OwnAddresses, peer_workers::PeerWorkers};
 pub use engine::{Worker, spawn_worker};
-pub use give::{FlowsGiven, GivenListener, Giver, HandOverError, Scope};
+pub use flow_receiver::FlowReceiver;
+pub use flow_sender::{FlowSender, FlowsSent, HandOverError, Scope, SentListener};
 pub use order::{Order, PortCopy};
 pub use port::{Port, PortUse, PortUsers, worker_of};
-pub use take::FlowReceiver;
 pub use token::MOST_LISTENERS;
 
 use crate::session::service::Service;

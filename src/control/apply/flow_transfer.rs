@@ -1,7 +1,7 @@
-//! Gives the flows of datagrams to another process, or takes them over.
+//! Sends the flows of datagrams to another process, or takes them over.
 
 use super::{Runtime, listener::ListenerSockets, udp_sockets::DatagramSockets};
-use crate::proxy::udp::{self, FlowReceiver, GivenListener, Giver, Scope};
+use crate::proxy::udp::{self, FlowReceiver, FlowSender, Scope, SentListener};
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 /// For each answer of the other process.
@@ -10,17 +10,21 @@ const PATIENCE: Duration = Duration::from_secs(5);
 impl Runtime {
     /// `left`: the addresses that the other process does not go on with, as configured, each with
     /// the name of its listener.
-    pub(in crate::control) fn flow_giver(&self, left: &[(String, String)], scope: Scope) -> Giver {
+    pub(in crate::control) fn flow_sender(
+        &self,
+        left: &[(String, String)],
+        scope: Scope,
+    ) -> FlowSender {
         let listeners = self.datagram_listeners().map(|(name, sockets)| {
             let is_left = |configured: &str| left.iter().any(|(l, a)| l == name && a == configured);
             let addresses = sockets.configured();
             let given = addresses.filter(|(configured, _)| !is_left(&configured.to_string()));
-            GivenListener {
+            SentListener {
                 id: sockets.id(),
                 addresses: given.map(|(_, bound)| bound).collect(),
             }
         });
-        Giver::new(self.mailboxes(), listeners.collect(), scope, PATIENCE)
+        FlowSender::new(self.mailboxes(), listeners.collect(), scope, PATIENCE)
     }
 
     pub(in crate::control) fn flow_taker(&self) -> FlowReceiver {

@@ -22,7 +22,7 @@ use crate::{
         remainder::Remainder,
     },
     plan::Handover,
-    proxy::udp::{FlowsGiven, Giver, HandOverError, Scope},
+    proxy::udp::{FlowSender, FlowsSent, HandOverError, Scope},
     sys::process::{self, ChildEnd},
 };
 use std::{
@@ -276,7 +276,7 @@ impl Server {
             left_datagrams,
         } = successor;
         let scope = scope_of_flows(&link.formats, self.state.view().plan.process.handover);
-        let flows = Arc::new(self.runtime.flow_giver(&left_datagrams, scope));
+        let flows = Arc::new(self.runtime.flow_sender(&left_datagrams, scope));
         let state = Arc::clone(&self.state);
         let handover = state.view().plan.process.handover;
         // Before the workers confirm that they have paused: a session may leave from then on.
@@ -335,7 +335,7 @@ impl Server {
         link: &mut Link,
         moving: &mut Moving,
         request: &UpgradeRequest,
-        flows: &Arc<Giver>,
+        flows: &Arc<FlowSender>,
     ) -> Result<Vec<Account>, UpgradeError> {
         let state = &self.state;
         // Operators may have changed something since they were sent first.
@@ -355,7 +355,7 @@ impl Server {
             let sent = transfer.send_waiting(link).await;
             sent.map_err(|source| broken(Kind::SessionsTaken, source))?;
         }
-        give_flows(link, Arc::clone(flows)).await?;
+        send_flows(link, Arc::clone(flows)).await?;
         let handover = state.view().plan.process.handover;
         match &mut moving.transfer {
             Some(transfer) => send_sessions(link, transfer, request).await?,
@@ -414,12 +414,12 @@ fn scope_of_flows(formats: &Formats, handover: Handover) -> Scope {
     })
 }
 
-/// Gives the flows of datagrams, with their listening sockets.
-async fn give_flows(link: &mut Link, giver: Arc<Giver>) -> Result<(), UpgradeError> {
-    let give = move |channel: &mut Channel| Ok(giver.give(channel));
-    let given = link.call(FLOWS, give).await;
+/// Sends the flows of datagrams, with their listening sockets.
+async fn send_flows(link: &mut Link, sender: Arc<FlowSender>) -> Result<(), UpgradeError> {
+    let send = move |channel: &mut Channel| Ok(sender.send_flows(channel));
+    let given = link.call(FLOWS, send).await;
     let given = given.map_err(|source| broken(Kind::UdpTaken, source))?;
-    let FlowsGiven {
+    let FlowsSent {
         flows,
         refused,
         longest_pause,

@@ -399,7 +399,7 @@ fn receive_rest(
                 }
             }
             Kind::UdpFlows | Kind::UdpGroup => {
-                let taken = match flows.take(message) {
+                let taken = match flows.receive(message) {
                     Ok(taken) => taken,
                     Err(error) => {
                         tracing::warn!(%error, "cannot take flows over");

@@ -4,7 +4,7 @@ use super::{
     ListenerId,
     context::Context,
     listener::{Listener, copy_late, send_back},
-    order::{Give, Given, Order, PortCopy, Take},
+    order::{FlowCopies, Order, PortCopy, ReceivedFlows, SendStep},
     token::Token,
 };
 use crate::{
@@ -165,8 +165,8 @@ impl Engine for UdpEngine {
                     listener.evict_for_another_worker(&mut self.context);
                 }
             }
-            Order::Give(id, give) => self.give(id, give),
-            Order::Take(id, take) => self.take(id, *take),
+            Order::SendFlows(id, step) => self.send_flows(id, step),
+            Order::ReceiveFlows(id, flows) => self.receive_flows(id, *flows),
         }
     }
 
@@ -211,46 +211,46 @@ impl Engine for UdpEngine {
 }
 
 impl UdpEngine {
-    fn give(&mut self, id: ListenerId, give: Give) {
+    fn send_flows(&mut self, id: ListenerId, step: SendStep) {
         // Replies that have come belong in front of those that the other process will send.
         self.send_back();
         let mut listeners = self.listeners.iter_mut().map(|(_, listener)| listener);
         let listener = listeners.find(|listener| listener.id() == id);
         let context = &mut self.context;
         // An answer that is not awaited any more is dropped: an order to take back follows.
-        match (give, listener) {
+        match (step, listener) {
             (
-                Give::Copy { answer, .. }
-                | Give::Freeze { answer, .. }
-                | Give::CopyLate { answer, .. },
+                SendStep::Copy { answer, .. }
+                | SendStep::Freeze { answer, .. }
+                | SendStep::CopyLate { answer, .. },
                 None,
-            ) => drop(answer.send(Ok(Given::default()))),
-            (Give::Release { .. } | Give::TakeBack, None) => {}
+            ) => drop(answer.send(Ok(FlowCopies::default()))),
+            (SendStep::Release { .. } | SendStep::TakeBack, None) => {}
             (
-                Give::Copy {
+                SendStep::Copy {
                     addresses,
                     most,
                     answer,
                 },
                 Some(listener),
             ) => drop(answer.send(listener.copy_flows(context, &addresses, most))),
-            (Give::Freeze { addresses, answer }, Some(listener)) => {
+            (SendStep::Freeze { addresses, answer }, Some(listener)) => {
                 drop(answer.send(listener.freeze(context, &addresses)));
             }
-            (Give::Release { refused }, Some(listener)) => listener.release(context, &refused),
-            (Give::CopyLate { most, answer }, Some(listener)) => {
+            (SendStep::Release { refused }, Some(listener)) => listener.release(context, &refused),
+            (SendStep::CopyLate { most, answer }, Some(listener)) => {
                 drop(answer.send(copy_late(context, listener.name(), most)));
             }
-            (Give::TakeBack, Some(listener)) => listener.take_back(context),
+            (SendStep::TakeBack, Some(listener)) => listener.take_back(context),
         }
     }
 
-    fn take(&mut self, id: ListenerId, take: Take) {
-        let answer = take.answer.clone();
+    fn receive_flows(&mut self, id: ListenerId, flows: ReceivedFlows) {
+        let answer = flows.answer.clone();
         let mut listeners = self.listeners.iter_mut().map(|(_, listener)| listener);
         let refused = match listeners.find(|listener| listener.id() == id) {
-            Some(listener) => listener.take(&mut self.context, take),
-            None => take.flows.iter().map(|(flow, _)| flow.id).collect(),
+            Some(listener) => listener.receive_flows(&mut self.context, flows),
+            None => flows.flows.iter().map(|(flow, _)| flow.id).collect(),
         };
         let _ = answer.send(refused);
     }

@@ -7,15 +7,15 @@ mod deliver;
 mod end;
 mod evict;
 mod failures;
-mod give;
 mod named_clients;
+mod receive_flows;
 mod replies;
-mod take;
+mod send_flows;
 mod update;
 mod waiting_flows;
 
-pub(super) use give::copy_late;
 pub(super) use replies::send_back;
+pub(super) use send_flows::copy_late;
 
 use super::{
     Binding, ListenerId, OwnAddresses, PeerWorkers, Port,
@@ -39,8 +39,9 @@ use crate::{
     sys::datagram,
     upstream::{backend::Lease, pool::Search},
 };
-use give::Giving;
 use named_clients::NamedClients;
+use receive_flows::Receiving;
+use send_flows::Sending;
 use slab::Slab;
 use std::{
     io,
@@ -48,7 +49,6 @@ use std::{
     sync::{Arc, atomic::AtomicU64},
     time::Instant,
 };
-use take::Taking;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use waiting_flows::WaitingFlows;
 
@@ -75,9 +75,9 @@ pub(super) struct Listener {
     /// process may have fewer sockets than there are workers.
     has_addresses: bool,
     /// How far its flows have gone to another process; `None`: they stay.
-    giving: Option<Box<Giving>>,
+    sending: Option<Box<Sending>>,
     /// How far it has taken over the flows of another process.
-    taking: Taking,
+    receiving: Receiving,
     named: NamedClients,
     /// The idle timeout in milliseconds.
     idle_ms: u64,
@@ -118,7 +118,7 @@ enum Reception {
     /// It stands still, with its flows, while they go from one process to the other.
     Held,
     /// Another process has taken it over. Flows that are still here only get replies.
-    Given,
+    HandedOver,
 }
 
 enum NotBegun {
@@ -214,8 +214,8 @@ impl Listener {
             own,
             own_worker,
             has_addresses: true,
-            giving: None,
-            taking: Taking::default(),
+            sending: None,
+            receiving: Receiving::default(),
             named: NamedClients::new(idle_ms, context.ms),
             idle_ms,
             is_draining: false,

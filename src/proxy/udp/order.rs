@@ -27,9 +27,9 @@ pub enum Order {
     /// Ends the flow of this listener that has been idle for longest, for one on another worker.
     Evict(ListenerIndex),
     /// A step in giving flows to another process.
-    Give(ListenerId, Give),
+    SendFlows(ListenerId, SendStep),
     /// Takes flows over from another process.
-    Take(ListenerId, Box<Take>),
+    ReceiveFlows(ListenerId, Box<ReceivedFlows>),
 }
 
 /// A second descriptor of a listening socket.
@@ -45,24 +45,24 @@ pub struct PortCopy {
 pub type ListenerIndex = usize;
 
 /// The steps of giving the flows of some addresses of a listener to another process.
-pub enum Give {
+pub enum SendStep {
     /// Copies flows that go on here; a later copy goes on where this one ends.
     Copy {
         addresses: Arc<[SocketAddr]>,
         most: usize,
-        answer: mpsc::Sender<io::Result<Given>>,
+        answer: mpsc::Sender<io::Result<FlowCopies>>,
     },
     /// Stops to carry datagrams, and copies what has changed.
     Freeze {
         addresses: Arc<[SocketAddr]>,
-        answer: mpsc::Sender<io::Result<Given>>,
+        answer: mpsc::Sender<io::Result<FlowCopies>>,
     },
     /// The other process has all of them but those of these sessions.
     Release { refused: Vec<u64> },
     /// Copies sockets of flows that have ended.
     CopyLate {
         most: usize,
-        answer: mpsc::Sender<io::Result<Given>>,
+        answer: mpsc::Sender<io::Result<FlowCopies>>,
     },
     /// The other process has not taken over, or has ended.
     TakeBack,
@@ -70,7 +70,7 @@ pub enum Give {
 
 /// What is sent to another process.
 #[derive(Debug, Default)]
-pub struct Given {
+pub struct FlowCopies {
     pub batch: FlowBatch,
     /// One for each flow, then one for each late socket.
     pub sockets: Vec<OwnedFd>,
@@ -78,7 +78,7 @@ pub struct Given {
 }
 
 /// A batch of another process, or the part of it that is for one listener on one worker.
-pub struct Take {
+pub struct ReceivedFlows {
     pub flows: Vec<(FlowState, OwnedFd)>,
     pub changes: Vec<FlowChange>,
     /// The sessions of flows that were taken and have ended in the other process.
@@ -90,7 +90,7 @@ pub struct Take {
     pub answer: mpsc::Sender<Vec<u64>>,
 }
 
-impl Take {
+impl ReceivedFlows {
     /// Of nothing.
     pub fn new(answer: mpsc::Sender<Vec<u64>>) -> Self {
         Self {

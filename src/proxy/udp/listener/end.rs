@@ -176,8 +176,8 @@ impl Listener {
         self.count_flows();
         self.wheel.remove(number);
         self.table.remove(&flow.key, number);
-        if let Some(giving) = &mut self.giving {
-            giving.note_end(number, flow.permits.session().id);
+        if let Some(sending) = &mut self.sending {
+            sending.note_end(number, flow.permits.session().id);
         }
         let service = Arc::clone(flow.service());
         if flow.has_passed_trial(context.now, true) {

@@ -465,8 +465,8 @@ fn answer_with(
             theirs.receive(deadline).expect("a batch");
             last(&mut theirs);
         });
-        from.giver(Scope::Flows { version: 1 })
-            .give(&mut ours)
+        from.flow_sender(Scope::Flows { version: 1 })
+            .send_flows(&mut ours)
             .map(drop)
     })
 }
@@ -534,7 +534,7 @@ fn a_batch_that_is_none_changes_nothing() {
     let backend = Backend::start();
     let (group, old) = one("", &backend);
     let new = next(2, &group, "", &backend);
-    let mut taker = new.taker();
+    let mut receiver = new.receiver();
     let message = |kind, body: &[u8]| Message {
         kind,
         version: 1,
@@ -543,9 +543,9 @@ fn a_batch_that_is_none_changes_nothing() {
         descriptors: Vec::new(),
         is_short: false,
     };
-    let other = taker.take(message(Kind::Sessions, b""));
+    let other = receiver.receive(message(Kind::Sessions, b""));
     assert!(matches!(other, Err(HandOverError::Unexpected(_))));
-    let garbage = taker.take(message(Kind::UdpFlows, b"garbage"));
+    let garbage = receiver.receive(message(Kind::UdpFlows, b"garbage"));
     assert!(matches!(garbage, Err(HandOverError::Malformed(_))));
     let late = crate::handover::flows::FlowBatch {
         late: vec![crate::handover::flows::LateSocket {
@@ -554,7 +554,7 @@ fn a_batch_that_is_none_changes_nothing() {
         }],
         ..Default::default()
     };
-    let missing = taker.take(message(Kind::UdpFlows, &late.write()));
+    let missing = receiver.receive(message(Kind::UdpFlows, &late.write()));
     assert!(matches!(missing, Err(HandOverError::Descriptors)));
     let client = client(group.address);
     ask(&client, 1);

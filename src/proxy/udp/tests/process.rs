@@ -8,9 +8,9 @@ use crate::{
     },
     plan::{self, reason::CloseReason},
     proxy::udp::{
-        Binding, FlowReceiver, FlowsGiven, GivenListener, Giver, HandOverError, ListenerId, Order,
-        OwnAddresses, PeerWorkers, Port, PortUse, PortUsers, Scope, Worker, spawn_worker,
-        worker_of,
+        Binding, FlowReceiver, FlowSender, FlowsSent, HandOverError, ListenerId, Order,
+        OwnAddresses, PeerWorkers, Port, PortUse, PortUsers, Scope, SentListener, Worker,
+        spawn_worker, worker_of,
     },
     runtime::{mailbox::Mailbox, time},
     session::{
@@ -152,15 +152,15 @@ impl Process {
             .collect()
     }
 
-    pub(super) fn giver(&self, scope: Scope) -> Giver {
-        let listener = GivenListener {
+    pub(super) fn flow_sender(&self, scope: Scope) -> FlowSender {
+        let listener = SentListener {
             id: self.id,
             addresses: Arc::clone(&self.addresses),
         };
-        Giver::new(self.mailboxes(), vec![listener], scope, PATIENCE)
+        FlowSender::new(self.mailboxes(), vec![listener], scope, PATIENCE)
     }
 
-    pub(super) fn taker(&self) -> FlowReceiver {
+    pub(super) fn receiver(&self) -> FlowReceiver {
         let listener = ("l".to_owned(), self.id, self.addresses.to_vec());
         FlowReceiver::new(self.mailboxes(), [listener])
     }
@@ -248,7 +248,7 @@ fn serve(workers: usize, keys: &str, backends: &[SocketAddr]) -> (Arc<Service>, 
 }
 
 /// Gives all flows of one process to another, over a channel.
-pub(super) fn hand_over(from: &Process, to: &Process) -> FlowsGiven {
+pub(super) fn hand_over(from: &Process, to: &Process) -> FlowsSent {
     try_hand_over(from, to, Scope::Flows { version: 1 }).expect("handed over")
 }
 
@@ -256,9 +256,9 @@ pub(super) fn try_hand_over(
     from: &Process,
     to: &Process,
     scope: Scope,
-) -> Result<FlowsGiven, HandOverError> {
+) -> Result<FlowsSent, HandOverError> {
     let (mut ours, theirs) = Channel::pair().expect("a pair of sockets");
-    let mut taker = to.taker();
+    let mut receiver = to.receiver();
     thread::scope(|threads| {
         let taking = threads.spawn(move || {
             let mut theirs = Channel::new(theirs);
@@ -269,12 +269,12 @@ pub(super) fn try_hand_over(
                     Err(ChannelError::Closed) => return,
                     Err(error) => panic!("{error}"),
                 };
-                let answer = taker.take(message).expect("a batch");
+                let answer = receiver.receive(message).expect("a batch");
                 let sent = theirs.send(Kind::UdpTaken, 1, &answer, &[], deadline);
                 sent.expect("an answer");
             }
         });
-        let given = from.giver(scope).give(&mut ours);
+        let given = from.flow_sender(scope).send_flows(&mut ours);
         drop(ours);
         taking.join().expect("no panic");
         given

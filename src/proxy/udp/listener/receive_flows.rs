@@ -15,7 +15,7 @@ use crate::{
     plan::reason::CloseReason,
     proxy::udp::{
         context::{Context, Late},
-        order::Take,
+        order::ReceivedFlows,
     },
     runtime::net::Client,
     session::{
@@ -38,14 +38,18 @@ use std::{
 
 /// Flows that were taken over and are not received on yet: their numbers by their sessions.
 #[derive(Default)]
-pub(super) struct Taking(AHashMap<u64, u32>);
+pub(super) struct Receiving(AHashMap<u64, u32>);
 
 /// Backends by text and address, as they were found: many flows have the same.
 type Backends = AHashMap<(String, String), Option<Arc<Backend>>>;
 
 impl Listener {
     /// Returns the sessions of flows that it does not take.
-    pub(in crate::proxy::udp) fn take(&mut self, context: &mut Context, take: Take) -> Vec<u64> {
+    pub(in crate::proxy::udp) fn receive_flows(
+        &mut self,
+        context: &mut Context,
+        received: ReceivedFlows,
+    ) -> Vec<u64> {
         let ports = self.ports.iter().map(|(number, open)| {
             let key = SocketKey {
                 address: open.port.address,
@@ -56,7 +60,7 @@ impl Listener {
         let ports: AHashMap<SocketKey, u16> = ports.collect();
         let mut backends = Backends::default();
         let mut refused = Vec::new();
-        for (state, socket) in take.flows {
+        for (state, socket) in received.flows {
             let id = state.id;
             let port = ports.get(&state.socket).copied();
             if port.is_none_or(|port| !self.take_flow(context, port, state, socket, &mut backends))
@@ -64,22 +68,22 @@ impl Listener {
                 refused.push(id);
             }
         }
-        for change in take.changes {
+        for change in received.changes {
             self.change_flow(context, &change);
         }
-        for id in take.ended {
-            if let Some(number) = self.taking.0.remove(&id) {
+        for id in received.ended {
+            if let Some(number) = self.receiving.0.remove(&id) {
                 self.forget(number);
             }
         }
-        for peer in take.peers {
+        for peer in received.peers {
             self.take_peer(&ports, peer);
         }
-        for (late, socket) in take.late {
+        for (late, socket) in received.late {
             self.take_late(context, &late, socket);
         }
         self.count_flows();
-        self.begin_taken(context, &ports, &take.begin);
+        self.begin_taken(context, &ports, &received.begin);
         refused
     }
 
@@ -166,12 +170,12 @@ impl Listener {
             let key = &flows[number as usize].key;
             self.table.insert(key, number, |n| &flows[n as usize].key);
         }
-        self.taking.0.insert(id, number);
+        self.receiving.0.insert(id, number);
         true
     }
 
     fn change_flow(&mut self, context: &Context, change: &FlowChange) {
-        let Some(&number) = self.taking.0.get(&change.id) else {
+        let Some(&number) = self.receiving.0.get(&change.id) else {
             return;
         };
         let Some(flow) = self.flows.get_mut(number as usize) else {
@@ -235,14 +239,14 @@ impl Listener {
         if begun.is_empty() {
             return;
         }
-        let numbers: Vec<u32> = self.taking.0.values().copied().collect();
+        let numbers: Vec<u32> = self.receiving.0.values().copied().collect();
         for number in numbers {
             if self.reception_of(&self.flows[number as usize]) == Reception::Open {
                 self.register_again(context, number);
             }
         }
         let (flows, all_ports) = (&self.flows, &self.ports);
-        self.taking.0.retain(|_, number| {
+        self.receiving.0.retain(|_, number| {
             let flow = flows.get(*number as usize);
             flow.is_some_and(|flow| {
                 all_ports[usize::from(flow.key.port)].reception == Reception::Held

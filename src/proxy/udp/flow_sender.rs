@@ -1,4 +1,4 @@
-//! Gives the flows of this process to another one, over a channel. Blocking: for a thread of its
+//! Sends the flows of this process to another one, over a channel. Blocking: for a thread of its
 //! own.
 //!
 //! One listener on one worker at a time. While its flows are copied it goes on; it stands still
@@ -7,7 +7,7 @@
 
 use super::{
     ListenerId,
-    order::{Give, Given, Order},
+    order::{FlowCopies, Order, SendStep},
 };
 use crate::{
     handover::{
@@ -27,10 +27,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The flows of a process, as they are given to another one.
-pub struct Giver {
+/// The flows of a process, as they are sent to another one.
+pub struct FlowSender {
     workers: Vec<Arc<Mailbox<Order>>>,
-    listeners: Vec<GivenListener>,
+    listeners: Vec<SentListener>,
     scope: Scope,
     /// For each answer of the other process.
     patience: Duration,
@@ -59,14 +59,14 @@ impl Scope {
 
 /// The addresses of a listener that the other process has sockets of.
 #[derive(Debug, Clone)]
-pub struct GivenListener {
+pub struct SentListener {
     pub id: ListenerId,
     pub addresses: Arc<[SocketAddr]>,
 }
 
 /// What came of it.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct FlowsGiven {
+pub struct FlowsSent {
     pub flows: u64,
     /// They stay here, for replies only.
     pub refused: u64,
@@ -74,7 +74,7 @@ pub struct FlowsGiven {
     pub longest_pause: Duration,
 }
 
-/// Why flows were not given or taken.
+/// Why flows were not sent or received.
 #[derive(Debug)]
 pub enum HandOverError {
     Channel(ChannelError),
@@ -89,10 +89,10 @@ pub enum HandOverError {
     Copy(io::Error),
 }
 
-impl Giver {
+impl FlowSender {
     pub fn new(
         workers: Vec<Arc<Mailbox<Order>>>,
-        listeners: Vec<GivenListener>,
+        listeners: Vec<SentListener>,
         scope: Scope,
         patience: Duration,
     ) -> Self {
@@ -104,11 +104,11 @@ impl Giver {
         }
     }
 
-    /// Gives all flows. After an error all are taken back that the other process does not have:
+    /// Sends all flows. After an error all are taken back that the other process does not have:
     /// this process receives again, unless that was all done.
-    pub fn give(&self, channel: &mut Channel) -> Result<FlowsGiven, HandOverError> {
-        let mut given = FlowsGiven::default();
-        let result = self.give_all(channel, &mut given);
+    pub fn send_flows(&self, channel: &mut Channel) -> Result<FlowsSent, HandOverError> {
+        let mut given = FlowsSent::default();
+        let result = self.send_all(channel, &mut given);
         if result.is_err() {
             self.take_back();
         }
@@ -120,18 +120,21 @@ impl Giver {
     pub fn take_back(&self) {
         for listener in &self.listeners {
             for worker in &self.workers {
-                worker.send(Message::Order(Order::Give(listener.id, Give::TakeBack)));
+                worker.send(Message::Order(Order::SendFlows(
+                    listener.id,
+                    SendStep::TakeBack,
+                )));
             }
         }
     }
 
-    fn give_all(&self, channel: &mut Channel, given: &mut FlowsGiven) -> Result<(), HandOverError> {
+    fn send_all(&self, channel: &mut Channel, given: &mut FlowsSent) -> Result<(), HandOverError> {
         for listener in &self.listeners {
             for worker in &self.workers {
                 match self.scope {
-                    Scope::Flows { .. } => self.give_slice(channel, listener, worker, given)?,
+                    Scope::Flows { .. } => self.send_slice(channel, listener, worker, given)?,
                     Scope::SocketsAlone { .. } => {
-                        self.give_sockets(channel, listener, worker, given)?
+                        self.send_sockets(channel, listener, worker, given)?
                     }
                 }
             }
@@ -141,23 +144,23 @@ impl Giver {
         }
         for listener in &self.listeners {
             for worker in &self.workers {
-                self.give_late(channel, listener, worker)?;
+                self.send_late(channel, listener, worker)?;
             }
         }
         Ok(())
     }
 
     /// The flows of one listener on one worker.
-    fn give_slice(
+    fn send_slice(
         &self,
         channel: &mut Channel,
-        listener: &GivenListener,
+        listener: &SentListener,
         worker: &Mailbox<Order>,
-        given: &mut FlowsGiven,
+        given: &mut FlowsSent,
     ) -> Result<(), HandOverError> {
         let mut refused = Vec::new();
         loop {
-            let copy = self.ask(worker, listener.id, |answer| Give::Copy {
+            let copy = self.ask(worker, listener.id, |answer| SendStep::Copy {
                 addresses: Arc::clone(&listener.addresses),
                 most: MOST_DESCRIPTORS,
                 answer,
@@ -179,18 +182,18 @@ impl Giver {
         }
         given.longest_pause = given.longest_pause.max(frozen_at.elapsed());
         given.refused += refused.len() as u64;
-        let release = Give::Release { refused };
-        worker.send(Message::Order(Order::Give(listener.id, release)));
+        let release = SendStep::Release { refused };
+        worker.send(Message::Order(Order::SendFlows(listener.id, release)));
         Ok(())
     }
 
     /// The listening sockets of one listener on one worker.
-    fn give_sockets(
+    fn send_sockets(
         &self,
         channel: &mut Channel,
-        listener: &GivenListener,
+        listener: &SentListener,
         worker: &Mailbox<Order>,
-        given: &mut FlowsGiven,
+        given: &mut FlowsSent,
     ) -> Result<(), HandOverError> {
         let frozen = self.freeze(worker, listener)?;
         let FlowBatch {
@@ -209,14 +212,18 @@ impl Giver {
         }
         given.refused += flows.len() as u64;
         let refused = flows.iter().map(|flow| flow.id).collect();
-        let release = Give::Release { refused };
-        worker.send(Message::Order(Order::Give(listener.id, release)));
+        let release = SendStep::Release { refused };
+        worker.send(Message::Order(Order::SendFlows(listener.id, release)));
         Ok(())
     }
 
     /// With the last message the other process begins to receive.
-    fn send_rest(&self, channel: &mut Channel, rest: Given) -> Result<Vec<u64>, HandOverError> {
-        let Given {
+    fn send_rest(
+        &self,
+        channel: &mut Channel,
+        rest: FlowCopies,
+    ) -> Result<Vec<u64>, HandOverError> {
+        let FlowCopies {
             mut batch, sockets, ..
         } = rest;
         let mut refused = Vec::new();
@@ -237,13 +244,13 @@ impl Giver {
 
     /// The sockets that wait for late replies: without them in the other process, a port could be
     /// used again too early.
-    fn give_late(
+    fn send_late(
         &self,
         channel: &mut Channel,
-        listener: &GivenListener,
+        listener: &SentListener,
         worker: &Mailbox<Order>,
     ) -> Result<(), HandOverError> {
-        let late = self.ask(worker, listener.id, |answer| Give::CopyLate {
+        let late = self.ask(worker, listener.id, |answer| SendStep::CopyLate {
             most: MOST_LATE,
             answer,
         })?;
@@ -279,9 +286,9 @@ impl Giver {
     fn freeze(
         &self,
         worker: &Mailbox<Order>,
-        listener: &GivenListener,
-    ) -> Result<Given, HandOverError> {
-        self.ask(worker, listener.id, |answer| Give::Freeze {
+        listener: &SentListener,
+    ) -> Result<FlowCopies, HandOverError> {
+        self.ask(worker, listener.id, |answer| SendStep::Freeze {
             addresses: Arc::clone(&listener.addresses),
             answer,
         })
@@ -291,10 +298,10 @@ impl Giver {
         &self,
         worker: &Mailbox<Order>,
         listener: ListenerId,
-        step: impl FnOnce(mpsc::Sender<io::Result<Given>>) -> Give,
-    ) -> Result<Given, HandOverError> {
+        step: impl FnOnce(mpsc::Sender<io::Result<FlowCopies>>) -> SendStep,
+    ) -> Result<FlowCopies, HandOverError> {
         let (answer, answered) = mpsc::channel();
-        worker.send(Message::Order(Order::Give(listener, step(answer))));
+        worker.send(Message::Order(Order::SendFlows(listener, step(answer))));
         let given = answered.recv_timeout(WORKER_PATIENCE);
         given
             .map_err(|_| HandOverError::Worker)?

@@ -1,14 +1,14 @@
 //! The flows of some addresses go to another process. They are copied while they go on; then all
 //! stand still until the other process has what has changed since.
 
-use super::{Listener, Reception, take::Taking};
+use super::{Listener, Reception, receive_flows::Receiving};
 use crate::{
     handover::flows::{
         FlowBatch, FlowChange, FlowFlags, FlowProgress, FlowState, NamedPeer, SocketBegin,
         SocketKey,
     },
     plan::reason::CloseReason,
-    proxy::udp::{Port, context::Context, flow::Flow, order::Given, token::Token},
+    proxy::udp::{Port, context::Context, flow::Flow, order::FlowCopies, token::Token},
 };
 use ahash::{AHashMap, AHashSet};
 use rustix::event::epoll::EventFlags;
@@ -21,7 +21,7 @@ use std::{
 
 /// What the other process has of the flows here.
 #[derive(Default)]
-pub(super) struct Giving {
+pub(super) struct Sending {
     /// By their numbers: when each was copied, in milliseconds.
     copied: AHashMap<u32, u64>,
     /// The sessions of those that have ended since.
@@ -30,7 +30,7 @@ pub(super) struct Giving {
     next: u32,
 }
 
-impl Giving {
+impl Sending {
     /// A flow has ended here.
     pub(super) fn note_end(&mut self, number: u32, id: u64) {
         if self.copied.remove(&number).is_some() {
@@ -62,35 +62,35 @@ impl Listener {
         context: &Context,
         addresses: &[SocketAddr],
         most: usize,
-    ) -> io::Result<Given> {
-        let mut giving = self.giving.take().unwrap_or_default();
-        let mut given = Given::default();
+    ) -> io::Result<FlowCopies> {
+        let mut sending = self.sending.take().unwrap_or_default();
+        let mut given = FlowCopies::default();
         let end = self.flows.capacity() as u32;
-        while giving.next < end && given.batch.flows.len() < most {
-            let number = giving.next;
-            giving.next += 1;
-            if !self.is_to_be_given(number, addresses) || giving.copied.contains_key(&number) {
+        while sending.next < end && given.batch.flows.len() < most {
+            let number = sending.next;
+            sending.next += 1;
+            if !self.is_to_be_sent(number, addresses) || sending.copied.contains_key(&number) {
                 continue;
             }
             if let Err(error) = self.copy_flow(number, &mut given) {
-                self.giving = Some(giving);
+                self.sending = Some(sending);
                 return Err(error);
             }
-            giving.copied.insert(number, context.ms);
+            sending.copied.insert(number, context.ms);
         }
-        given.has_more = giving.next < end;
-        self.giving = Some(giving);
+        given.has_more = sending.next < end;
+        self.sending = Some(sending);
         Ok(given)
     }
 
-    fn is_to_be_given(&self, number: u32, addresses: &[SocketAddr]) -> bool {
+    fn is_to_be_sent(&self, number: u32, addresses: &[SocketAddr]) -> bool {
         self.flows.get(number as usize).is_some_and(|flow| {
             let open = &self.ports[usize::from(flow.key.port)];
             addresses.contains(&open.port.address) && flow.permits.session().must_end().is_none()
         })
     }
 
-    fn copy_flow(&self, number: u32, given: &mut Given) -> io::Result<()> {
+    fn copy_flow(&self, number: u32, given: &mut FlowCopies) -> io::Result<()> {
         let flow = &self.flows[number as usize];
         given
             .sockets
@@ -105,7 +105,7 @@ impl Listener {
         &mut self,
         context: &mut Context,
         addresses: &[SocketAddr],
-    ) -> io::Result<Given> {
+    ) -> io::Result<FlowCopies> {
         let begin = self.freeze_ports(context, addresses);
         self.end_all_waiting(context);
         for number in self.numbers_with(Reception::Held) {
@@ -115,18 +115,18 @@ impl Listener {
                 None => drop(context.reactor.deregister(&flow.link.socket)),
             }
         }
-        let giving = self.giving.take().unwrap_or_default();
-        let mut given = Given {
+        let sending = self.sending.take().unwrap_or_default();
+        let mut given = FlowCopies {
             batch: FlowBatch {
-                ended: giving.ended,
+                ended: sending.ended,
                 peers: self.named_peers(addresses),
                 begin,
                 ..FlowBatch::default()
             },
-            ..Given::default()
+            ..FlowCopies::default()
         };
         for number in self.numbers_with(Reception::Held) {
-            match giving.copied.get(&number) {
+            match sending.copied.get(&number) {
                 None => self.copy_flow(number, &mut given)?,
                 Some(copied) => given
                     .batch
@@ -209,7 +209,7 @@ impl Listener {
         let held = self.numbers_with(Reception::Held);
         for (_, open) in &mut self.ports {
             if open.reception == Reception::Held {
-                open.reception = Reception::Given;
+                open.reception = Reception::HandedOver;
             }
         }
         for number in held {
@@ -234,8 +234,8 @@ impl Listener {
 
     /// The other process has not taken over, or has ended: receives again.
     pub(in crate::proxy::udp) fn take_back(&mut self, context: &mut Context) {
-        self.giving = None;
-        self.taking = Taking::default();
+        self.sending = None;
+        self.receiving = Receiving::default();
         for number in self.numbers_with(Reception::Held) {
             self.register_again(context, number);
         }
@@ -329,8 +329,8 @@ pub(in crate::proxy::udp) fn copy_late(
     context: &Context,
     listener: &str,
     most: usize,
-) -> io::Result<Given> {
-    let mut given = Given::default();
+) -> io::Result<FlowCopies> {
+    let mut given = FlowCopies::default();
     let late = context.late.iter();
     for late in late
         .filter(|late| late.service.plan.name == listener)

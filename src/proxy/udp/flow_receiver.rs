@@ -3,8 +3,8 @@
 
 use super::{
     ListenerId,
-    give::{HandOverError, WORKER_PATIENCE},
-    order::{Give, Order, Take},
+    flow_sender::{HandOverError, WORKER_PATIENCE},
+    order::{Order, ReceivedFlows, SendStep},
     port::worker_of,
 };
 use crate::{
@@ -56,7 +56,7 @@ impl FlowReceiver {
 
     /// Takes what a message of [`Kind::UdpFlows`] or [`Kind::UdpGroup`] has, and returns the body
     /// of the answer, which is [`Kind::UdpTaken`].
-    pub fn take(&mut self, mut message: Message) -> Result<Vec<u8>, HandOverError> {
+    pub fn receive(&mut self, mut message: Message) -> Result<Vec<u8>, HandOverError> {
         if !matches!(message.kind, Kind::UdpFlows | Kind::UdpGroup) {
             return Err(HandOverError::Unexpected(message.kind));
         }
@@ -81,7 +81,7 @@ impl FlowReceiver {
         drop(answer);
         let count = parts.len();
         for ((worker, listener), part) in parts {
-            let order = Order::Take(listener, Box::new(part));
+            let order = Order::ReceiveFlows(listener, Box::new(part));
             self.workers[worker].send(mailbox::Message::Order(order));
         }
         let deadline = Instant::now() + WORKER_PATIENCE;
@@ -97,7 +97,7 @@ impl FlowReceiver {
     pub fn begin_rest(&self) {
         for id in self.by_name.values() {
             for worker in &self.workers {
-                let order = Order::Give(*id, Give::TakeBack);
+                let order = Order::SendFlows(*id, SendStep::TakeBack);
                 worker.send(mailbox::Message::Order(order));
             }
         }
@@ -109,8 +109,8 @@ impl FlowReceiver {
         message: Message,
         answer: &mpsc::Sender<Vec<u64>>,
         refused: &mut Vec<u64>,
-    ) -> BTreeMap<Place, Take> {
-        let mut parts: BTreeMap<Place, Take> = BTreeMap::new();
+    ) -> BTreeMap<Place, ReceivedFlows> {
+        let mut parts: BTreeMap<Place, ReceivedFlows> = BTreeMap::new();
         let mut descriptors = message.descriptors.into_iter();
         for (flow, socket) in batch.flows.into_iter().zip(descriptors.by_ref()) {
             match self.place_of(flow.socket) {
@@ -160,11 +160,11 @@ impl FlowReceiver {
 }
 
 fn part_of<'a>(
-    parts: &'a mut BTreeMap<Place, Take>,
+    parts: &'a mut BTreeMap<Place, ReceivedFlows>,
     place: Place,
     answer: &mpsc::Sender<Vec<u64>>,
-) -> &'a mut Take {
+) -> &'a mut ReceivedFlows {
     parts
         .entry(place)
-        .or_insert_with(|| Take::new(answer.clone()))
+        .or_insert_with(|| ReceivedFlows::new(answer.clone()))
 }
