@@ -3,7 +3,7 @@
 use super::{
     super::document::{self, Place, Section},
     Import,
-    sources::Lists,
+    sources::{Lists, NO_LIST},
     syntax::{Block, Line},
 };
 use crate::config::{text::quote::quoted, value::access::INSTEAD};
@@ -116,9 +116,6 @@ impl Import<'_> {
     }
 }
 
-/// Why a rule cannot be in a list.
-pub(super) const NO_LIST: &str =
-    "`access` knows addresses alone, and the first rule that matches decides";
 const OF_PEER: &str = "it looks at the peer, `access` at the client in the PROXY header";
 const UNDECIDED: &str = "`check` refuses the result until that is decided";
 /// What becomes of counters of clients.

@@ -1,7 +1,7 @@
 //! `backend` and `listen` sections as sections of upstreams.
 
 use super::{
-    super::document::{List, Reasons, Section, header, host_name},
+    super::document::{List, Place, Reasons, Section, header, host_name},
     Import, check,
     server::{Parameter, Server},
     syntax::{Block, Line, VARIABLE, time},
@@ -198,41 +198,14 @@ impl Import<'_> {
 
     /// The backend, and the lines that it comes from.
     fn server(&mut self, server: &Server) -> (String, String) {
-        let limit = server.limit();
         let mut fields = vec![format!("address = {}", quoted(&server.address))];
         let mut places = vec![&server.place];
         for Parameter { name, value, place } in &server.parameters {
             let field = match name.as_str() {
-                "weight" if value.strip_suffix('%').is_some_and(is_number) => {
-                    let text = format!("`weight {value}`: the number alone, as HAProxy takes it");
-                    self.note(List::Differs, place, &text);
-                    format!("weight = {}", value.trim_end_matches('%'))
-                }
-                "weight" | "maxconn" | "minconn" if !is_number(value) => {
-                    self.note(
-                        List::Lost,
-                        place,
-                        &format!("`{name} {value}`: not a number"),
-                    );
-                    continue;
-                }
-                "weight" => format!("weight = {value}"),
-                // Of the two the one that limits.
-                "maxconn" if value.parse() == Ok(limit) => format!("max_connections = {value}"),
-                "maxconn" => continue,
-                "minconn"
-                    if server
-                        .get("maxconn")
-                        .is_none_or(|most| most.parse() != Ok(limit)) =>
-                {
-                    format!("max_connections = {limit}")
-                }
-                "minconn" => {
-                    let text = "`minconn`: max_connections is that of `maxconn` at any load; a \
-                                lower one has sessions wait earlier";
-                    self.note(List::Differs, place, text);
-                    continue;
-                }
+                "weight" | "maxconn" | "minconn" => match self.number(server, name, value, place) {
+                    Some(field) => field,
+                    None => continue,
+                },
                 "backup" => "backup = true".to_owned(),
                 "disabled" => "down = true".to_owned(),
                 // Of `observe`.
@@ -299,6 +272,46 @@ impl Import<'_> {
             None => format!("{}; max_fails: no `observe`", places.join(", ")),
         };
         (format!("{{ {} }}", fields.join(", ")), comment)
+    }
+
+    /// The field of a backend for a number.
+    fn number(
+        &mut self,
+        server: &Server,
+        name: &str,
+        value: &str,
+        place: &Place,
+    ) -> Option<String> {
+        let percent = value.strip_suffix('%').filter(|_| name == "weight");
+        let number: Option<u64> = percent.unwrap_or(value).parse().ok();
+        let limit = server.limit();
+        match (name, number) {
+            (_, None) => {
+                let text = format!("`{name} {value}`: not a number");
+                self.note(List::Lost, place, &text);
+                None
+            }
+            ("weight", Some(weight)) => {
+                if percent.is_some() {
+                    let text = format!("`weight {value}`: the number alone, as HAProxy takes it");
+                    self.note(List::Differs, place, &text);
+                }
+                Some(format!("weight = {weight}"))
+            }
+            // Of the two the one that limits.
+            ("maxconn", number) => {
+                (number == Some(limit)).then(|| format!("max_connections = {limit}"))
+            }
+            (_, _) if server.get("maxconn").and_then(|most| most.parse().ok()) != Some(limit) => {
+                Some(format!("max_connections = {limit}"))
+            }
+            _ => {
+                let text = "`minconn`: max_connections is that of `maxconn` at any load; a lower \
+                            one has sessions wait earlier";
+                self.note(List::Differs, place, text);
+                None
+            }
+        }
     }
 
     fn balance(&mut self, section: &mut Section, block: &Block) {
@@ -438,10 +451,6 @@ const WAITS_FOR_ITS_SERVER: &str = "`maxqueue`: queue_length is the sum, and a s
      `leastconn` HAProxy picks its server first, and it waits for that one";
 const WAITS_FOR_ANY: &str = "`maxqueue`: queue_length is the sum, and closes sessions beyond it; in HAProxy they wait, too, \
      since only those wait at a server that stick to it";
-
-fn is_number(text: &str) -> bool {
-    text.parse::<u64>().is_ok()
-}
 
 /// The second of several backups behind one server at most: HAProxy uses the first one that is up.
 fn one_by_one<'a>(block: &Block, servers: &'a [Server]) -> Option<&'a Server> {

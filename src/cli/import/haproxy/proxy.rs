@@ -3,7 +3,8 @@
 use super::{
     super::document::Section,
     Import,
-    access::{NO_LIST, is_expected},
+    access::is_expected,
+    sources::NO_LIST,
     syntax::{Block, time},
 };
 use crate::config::text::quote::{quoted, quoted_list};

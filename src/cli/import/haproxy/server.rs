@@ -131,8 +131,8 @@ impl Server {
         self.find(name).map(|found| found.value.as_str())
     }
 
-    /// How many connections it may have; 0: any number. HAProxy takes `minconn` for that where it is
-    /// the larger one, or alone.
+    /// How many connections it may have; 0: any number. HAProxy takes `minconn` for that where it
+    /// is the larger one, or alone.
     pub(super) fn limit(&self) -> u64 {
         let number = |name| self.get(name).and_then(|value| value.parse::<u64>().ok());
         number("maxconn").max(number("minconn")).unwrap_or(0)

@@ -2,12 +2,14 @@
 
 use super::{
     super::document,
-    access::NO_LIST,
     syntax::{Block, Line},
 };
 use crate::sys::{blocking, files};
 use std::{cell::RefCell, collections::HashMap, path::PathBuf};
 
+/// Why a rule cannot be in a list.
+pub(super) const NO_LIST: &str =
+    "`access` knows addresses alone, and the first rule that matches decides";
 /// A list in a larger file is not read.
 const MOST_BYTES: u64 = 1 << 20;
 
