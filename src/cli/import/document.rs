@@ -47,12 +47,21 @@ impl Section {
             Some(meaning) => format!("{comment}; {meaning}"),
             None => comment.to_owned(),
         };
-        self.lines.push((line, Some(comment)));
+        let line = (line, Some(comment));
+        // Of several values the last holds, as in the other program.
+        match self.position(key) {
+            Some(position) => self.lines[position] = line,
+            None => self.lines.push(line),
+        }
     }
 
     pub(super) fn has(&self, key: &str) -> bool {
+        self.position(key).is_some()
+    }
+
+    fn position(&self, key: &str) -> Option<usize> {
         let is_it = |line: &str| line.split_once(" = ").is_some_and(|(name, _)| name == key);
-        self.lines.iter().any(|(line, _)| is_it(line))
+        self.lines.iter().position(|(line, _)| is_it(line))
     }
 
     /// The addresses of a listener.
@@ -235,6 +244,16 @@ impl Document {
     /// The directives in blocks that are in a list as a whole.
     pub(super) fn in_whole_blocks(&self) -> HashSet<&Place> {
         self.whole.iter().flat_map(|(_, inside)| inside).collect()
+    }
+
+    /// The section with this header, which is made if it is not there yet.
+    pub(super) fn section(&mut self, header: &str, place: &Place) -> &mut Section {
+        let is_it = |section: &Section| section.lines.first().is_some_and(|(l, _)| l == header);
+        let position = self.sections.iter().position(is_it).unwrap_or_else(|| {
+            self.sections.push(Section::new(header.to_owned(), place));
+            self.sections.len() - 1
+        });
+        &mut self.sections[position]
     }
 
     /// For every section that does not set this key itself. `value` is TOML.

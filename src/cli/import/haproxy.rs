@@ -12,7 +12,7 @@ mod server;
 mod sources;
 mod syntax;
 
-use super::document::{self, Document, List, Place, Section};
+use super::document::{self, Document, List, Place};
 use crate::config::text::quote::quoted;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use syntax::{Block, Line};
@@ -155,9 +155,10 @@ impl Import<'_> {
     }
 
     fn global(&mut self, block: &Block) {
-        let mut process = Section::new("[process]".to_owned(), &block.place);
         let mut is_empty = true;
-        for line in &block.lines {
+        for (n, line) in block.lines.iter().enumerate() {
+            let is_it = |other: &Line| other.word(0) == line.word(0);
+            let is_replaced = block.lines[n + 1..].iter().any(is_it);
             let number = line.word(1).parse::<u64>();
             let (key, value) = match (line.word(0), number) {
                 ("maxconn", Ok(number)) => ("max_connections", number.to_string()),
@@ -191,16 +192,18 @@ impl Import<'_> {
                     continue;
                 }
             };
+            if is_replaced {
+                self.harmless(line, "a later line replaces it");
+                continue;
+            }
+            let process = self.document.section("[process]", &block.place);
             process.set(key, value, &line.place);
             is_empty = false;
             self.carried(line);
         }
         match is_empty {
             true => self.harmless(&block.header, "nothing of it is needed"),
-            false => {
-                self.carried(&block.header);
-                self.document.sections.push(process);
-            }
+            false => self.carried(&block.header),
         }
     }
 }
@@ -520,6 +523,21 @@ mod tests {
         }
     }
 
+    /// Twice the same key, or the same table, is no TOML.
+    #[test]
+    fn a_later_value_of_the_process_replaces_an_earlier_one() {
+        let (toml, lists) = imported(
+            "global\n maxconn 5\n maxconn 6\n nbthread 2\nglobal\n maxconn 7\nlisten a\n bind :1\n \
+             server a 10.0.0.1:1\n",
+        );
+        assert!(toml.contains("workers = 2"), "{toml}");
+        assert_eq!(toml.matches("max_connections = 7").count(), 1, "{toml}");
+        assert!(
+            lists.contains("f:2: `maxconn 5`: a later line replaces it"),
+            "{lists}"
+        );
+    }
+
     /// What HAProxy reads into the parameters of a server.
     #[test]
     fn limits_and_first_states_of_servers_are_listed_as_what_they_become() {
@@ -819,6 +837,7 @@ mod tests {
             "tcp-request connection reject if { sc0_conn_rate gt 10 }",
             "tcp-request connection silent-drop unless known",
             "tcp-request content reject if !{ req_ssl_hello_type 1 }",
+            "tcp-request content lua.check if { src 10.0.0.0/8 }",
         ] {
             assert_undecided(&format!(" {rule}\n"), 1);
         }

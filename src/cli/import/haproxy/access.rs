@@ -117,6 +117,8 @@ impl Import<'_> {
 }
 
 const OF_PEER: &str = "it looks at the peer, `access` at the client in the PROXY header";
+/// What the action of a script begins with.
+const SCRIPT: &str = "lua.";
 const UNDECIDED: &str = "`check` refuses the result until that is decided";
 /// What becomes of counters of clients.
 pub(super) const COUNTERS: &str = "`connection_rate_per_source` and `max_connections_per_source` \
@@ -220,6 +222,7 @@ fn rejects(line: &Line) -> Option<bool> {
     match line.word(2) {
         "reject" | "silent-drop" => Some(true),
         "accept" => Some(false),
+        script if script.starts_with(SCRIPT) => Some(true),
         _ => None,
     }
 }
@@ -279,6 +282,9 @@ fn rule<'a>(
     line: &'a Line,
     rejects: bool,
 ) -> Result<Rule<'a>, String> {
+    if line.word(2).starts_with(SCRIPT) {
+        return Err("a script may refuse clients".to_owned());
+    }
     let (is_outside, networks) = lists.condition(block, line, 3)?;
     Ok(Rule {
         rejects,
