@@ -3,7 +3,7 @@
 
 use crate::harness::{
     http::request,
-    net::{ask, listening},
+    net::ask,
     ports,
     proc::{Proc, run_ok},
     secs,
@@ -88,7 +88,10 @@ impl Prometheus {
             ))
             .arg(format!("--web.listen-address={addr}"));
         let mut proc = Proc::start("prometheus", dir.path(), command);
-        proc.wait_ready(secs(30), || listening(addr.port()));
+        // It listens before it answers queries.
+        proc.wait_ready(secs(30), || {
+            request(addr, "GET", "/-/ready").is_ok_and(|answer| answer.status == 200)
+        });
         Self {
             addr,
             _proc: proc,
