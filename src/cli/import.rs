@@ -385,7 +385,7 @@ mod tests {
     /// Each line is a directive, or what ends a block.
     #[track_caller]
     fn assert_reported_once(convert: Convert, text: &str) {
-        let Ok(document) = convert(text, "f") else {
+        let Ok(mut document) = convert(text, "f") else {
             return;
         };
         let report = document.report().to_string();
@@ -404,9 +404,12 @@ mod tests {
             !report.contains("nothing is known of it"),
             "{text}\n{report}"
         );
+        document.complete("the other program");
+        let table = document.toml().parse::<toml::Table>();
+        assert!(table.is_ok(), "{text}\n{table:?}");
     }
 
-    const OF_HAPROXY: [&str; 64] = [
+    const OF_HAPROXY: [&str; 65] = [
         "mode tcp",
         "mode http",
         "bind :1",
@@ -426,6 +429,7 @@ mod tests {
         "balance leastconn",
         "balance uri",
         "hash-type consistent",
+        "nbthread 2",
         "stick on src",
         "stick-table type ip size 1m",
         "timeout client 5s",
