@@ -161,7 +161,7 @@ impl JournalEntry {
             to: state(transition.to, "removed").to_owned(),
             transcript: transition.cause.transcript().map(str::to_owned),
             doubt_seconds: seconds(transition.doubted_for),
-            sessions: backend.active(),
+            sessions: transition.sessions,
             ..Self::of(
                 upstream,
                 backend.text(),

@@ -388,8 +388,10 @@ impl Pool {
         // One that is out for another reason is not taken out by this.
         if (before, endpoint.state()) == (BackendState::Up, BackendState::Failed) {
             let error = error.to_string();
+            let failed = u64::from(of == FailureOf::Connection);
             events.push(Event::Transition(Transition {
                 doubted_for: endpoint.passive.doubted_for(now),
+                sessions: backend.active().saturating_sub(failed),
                 ..endpoint.transition(before, Cause::Failure { reason, error }, now)
             }));
             self.changed();

@@ -220,6 +220,7 @@ impl Endpoint {
             cause,
             is_kept_out: false,
             doubted_for: Duration::ZERO,
+            sessions: self.backend.active(),
             at: now,
         }
     }

@@ -74,6 +74,9 @@ pub struct Transition {
     pub is_kept_out: bool,
     /// From the first sign of the change until the change.
     pub doubted_for: Duration,
+    /// On the backend then, those that were connecting included. A connection whose failure is the
+    /// cause is none, though its lease lives a little longer.
+    pub sessions: u64,
     pub at: Instant,
 }
 

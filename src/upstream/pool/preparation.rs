@@ -577,6 +577,7 @@ impl Exchange {
             cause: self.cause.clone(),
             is_kept_out: false,
             doubted_for: Duration::ZERO,
+            sessions: backend.active(),
             at: self.at,
         };
         let gone = self.gone.iter().map(move |&i| {

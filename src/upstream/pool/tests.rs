@@ -224,6 +224,21 @@ fn what_a_check_calls_down_takes_nothing_even_alone() {
     assert!(pick(&alone, now).is_some());
 }
 
+/// The event is handled at once, and may be before the session has given up its lease.
+#[test]
+fn a_connection_that_failed_is_no_session_on_the_backend() {
+    let now = Instant::now();
+    let both = pool(vec![planned(1), planned(2)], true);
+    let leases = [(); 4].map(|()| both.pick(&mut both.search(&HashInput::default()), now));
+    let leases = leases.map(|lease| lease.expect("a backend"));
+    fail(&both, leases[0].backend(), now);
+    let events = both.take_events(now).0;
+    let [Event::Transition(transition)] = &events[..] else {
+        panic!("{events:?}");
+    };
+    assert_eq!((transition.sessions, leases[0].backend().active()), (1, 2));
+}
+
 #[test]
 fn before_the_first_check_the_start_state_holds() {
     let now = Instant::now();
