@@ -170,7 +170,7 @@ fn option(block: &Block) -> Option<&Line> {
 pub(super) fn role_place(block: &Block) -> Option<Place> {
     let option = option(block).filter(|line| line.word(1) == "tcp-check")?;
     let dialogue = Dialogue::of(block);
-    dialogue.role().map(|_| option.place.clone())
+    dialogue.redis()?.role.map(|_| option.place.clone())
 }
 
 /// What has to be in an answer of HTTP.
@@ -291,12 +291,27 @@ fn connect(import: &mut Import<'_>, section: &mut Section, line: &Line, may_have
 struct Dialogue<'a> {
     steps: Vec<&'a Line>,
     sent: Vec<String>,
-    expected: Vec<String>,
-    /// The keys for what is sent and expected, where it is not plain text.
+    expected: Vec<Expected<'a>>,
+    /// The key for what is sent.
     send_key: &'static str,
-    expect_key: &'static str,
     /// A step that no key is for.
     other: Option<&'a Line>,
+}
+
+struct Expected<'a> {
+    /// The key for it.
+    key: &'static str,
+    text: String,
+    line: &'a Line,
+}
+
+/// What a dialogue asks Redis for.
+#[derive(Default)]
+struct Redis<'a> {
+    role: Option<&'static str>,
+    is_link_asked: bool,
+    /// Conditions that `kind = "redis"` has no key for.
+    others: Vec<&'a Line>,
 }
 
 impl<'a> Dialogue<'a> {
@@ -306,7 +321,6 @@ impl<'a> Dialogue<'a> {
             sent: Vec::new(),
             expected: Vec::new(),
             send_key: "send",
-            expect_key: "expect",
             other: None,
         };
         let mut former = "";
@@ -327,14 +341,14 @@ impl<'a> Dialogue<'a> {
                         dialogue.send_key = "send_hex";
                     }
                 }
-                ("expect", "string") => dialogue.expected.push(text(3)),
-                ("expect", "rstring") => {
-                    dialogue.expected.push(text(3));
-                    dialogue.expect_key = "expect_regex";
-                }
-                ("expect", "binary") => {
-                    dialogue.expected.push(text(3));
-                    dialogue.expect_key = "expect_hex";
+                ("expect", kind @ ("string" | "rstring" | "binary")) => {
+                    let key = match kind {
+                        "string" => "expect",
+                        "rstring" => "expect_regex",
+                        _ => "expect_hex",
+                    };
+                    let text = text(3);
+                    dialogue.expected.push(Expected { key, text, line });
                 }
                 _ => dialogue.other = Some(line),
             }
@@ -348,62 +362,82 @@ impl<'a> Dialogue<'a> {
     }
 
     fn expects(&self, part: &str) -> bool {
-        self.expected.iter().any(|text| text.contains(part))
+        self.expected.iter().any(|e| e.text.contains(part))
     }
 
-    fn is_redis(&self) -> bool {
-        self.expects("PONG")
+    /// `None` for another protocol.
+    fn redis(&self) -> Option<Redis<'a>> {
+        let is_redis = self.expects("PONG")
             || self.expects("role:")
+            || self.expects("master_link_status:")
+            || self.expects("connected_slaves:")
             || self.sends("replication")
-            || self.sends("ROLE")
+            || self.sends("ROLE");
+        if !is_redis {
+            return None;
+        }
+        let mut redis = Redis::default();
+        for expected in &self.expected {
+            let text = expected.text.trim_start_matches(['^', '\\', '+']);
+            let text = text.trim_end_matches(['$', '\r', '\n']);
+            let role = match text {
+                "PONG" | "OK" => continue,
+                "role:master" => "primary",
+                "role:slave" => "replica",
+                // Only a replica has it.
+                "master_link_status:up" => {
+                    redis.is_link_asked = true;
+                    "replica"
+                }
+                _ if self.sends("ROLE") && text.ends_with("master") => "primary",
+                _ if self.sends("ROLE") && text.ends_with("slave") => "replica",
+                _ => {
+                    redis.others.push(expected.line);
+                    continue;
+                }
+            };
+            match redis.role {
+                Some(other) if other != role => redis.others.push(expected.line),
+                _ => redis.role = Some(role),
+            }
+        }
+        redis.others.extend(self.other);
+        Some(redis)
     }
 
-    /// The one that Redis must have.
-    fn role(&self) -> Option<&'static str> {
-        let roles = [("master", "primary"), ("slave", "replica")];
-        let mut roles = roles.into_iter().filter(|(word, _)| {
-            self.expects(&format!("role:{word}")) || self.sends("ROLE") && self.expects(word)
-        });
-        roles
-            .next()
-            .filter(|_| self.is_redis())
-            .map(|(_, role)| role)
+    /// All that is sent, and a regular expression for all that is expected, if what answers may get
+    /// the texts at once.
+    fn at_once(&self) -> Option<(String, String)> {
+        let is_alone = self.expected.len() == 1;
+        let part = |expected: &Expected<'_>| match expected.key {
+            "expect" => Some(regex::escape(&expected.text)),
+            "expect_regex" if is_alone || !expected.text.contains(['^', '$']) => {
+                Some(format!("(?-s:{})", expected.text))
+            }
+            _ => None,
+        };
+        let parts: Option<Vec<String>> = self.expected.iter().map(part).collect();
+        let may_be_sent = self.other.is_none() && self.send_key == "send" && !self.sends("AUTH");
+        let parts = parts.filter(|_| may_be_sent)?;
+        Some((self.sent.concat(), format!("(?s){}", parts.join(".*"))))
     }
 }
 
 /// The usual dialogues by what they say; another one has one text to send and one to expect.
 fn dialogue(import: &mut Import<'_>, section: &mut Section, block: &Block, option: &Line) {
     let dialogue = Dialogue::of(block);
-    match (
-        dialogue.is_redis(),
-        &dialogue.sent[..],
-        &dialogue.expected[..],
-    ) {
-        (true, ..) => {
-            section.set("kind", quoted("redis"), &option.place);
-            if let Some(role) = dialogue.role() {
-                section.set("role", quoted(role), &option.place);
-                if role == "replica" {
-                    // Its link to the primary is not asked for.
-                    section.set("replicating", "false", &option.place);
-                }
-            }
-            let sends = |line: &&Line| line.word(0) == "tcp-check" && line.text().contains("AUTH");
-            if let Some(line) = block.lines.iter().find(sends) {
-                let text = "the password: write it into a file, and password_file = \"PATH\" into \
-                            the check";
-                import.note(List::Lost, &line.place, text);
-            }
-        }
-        (false, [], []) if dialogue.other.is_none() => {
+    let redis = dialogue.redis();
+    match (&redis, &dialogue.sent[..], &dialogue.expected[..]) {
+        (Some(redis), ..) => redis_dialogue(import, section, block, option, &dialogue, redis),
+        (None, [], []) if dialogue.other.is_none() => {
             section.set("kind", quoted("tcp"), &option.place);
         }
-        (false, sent, [expect]) if sent.len() <= 1 && dialogue.other.is_none() => {
+        (None, sent, [expected]) if sent.len() <= 1 && dialogue.other.is_none() => {
             section.set("kind", quoted("send_expect"), &option.place);
             if let [send] = sent {
                 section.set(dialogue.send_key, quoted(send), &option.place);
             }
-            section.set(dialogue.expect_key, quoted(expect), &option.place);
+            section.set(expected.key, quoted(&expected.text), &option.place);
         }
         _ => {
             section.set("kind", quoted("tcp"), &option.place);
@@ -414,11 +448,50 @@ fn dialogue(import: &mut Import<'_>, section: &mut Section, block: &Block, optio
             );
         }
     }
-    let is_redis = dialogue.is_redis();
     for step in dialogue.steps {
         match step.word(1) {
-            "connect" => connect(import, section, step, is_redis),
+            "connect" => connect(import, section, step, redis.is_some()),
             _ => import.carried(step),
         }
+    }
+}
+
+fn redis_dialogue(
+    import: &mut Import<'_>,
+    section: &mut Section,
+    block: &Block,
+    option: &Line,
+    dialogue: &Dialogue<'_>,
+    redis: &Redis<'_>,
+) {
+    // Conditions of its own: Redis answers commands that come at once.
+    if let Some((send, expected)) = dialogue.at_once().filter(|_| !redis.others.is_empty()) {
+        section.set("kind", quoted("send_expect"), &option.place);
+        section.set("send", quoted(&send), &option.place);
+        section.set("expect_regex", quoted(&expected), &option.place);
+        let text = "all is sent at once, and the answers are looked for in this order; sessions \
+                    do not follow a role: that takes kind = \"redis\", with `role`";
+        import.differs(option, text);
+        return;
+    }
+    section.set("kind", quoted("redis"), &option.place);
+    if let Some(role) = redis.role {
+        section.set("role", quoted(role), &option.place);
+        if role == "replica" && !redis.is_link_asked {
+            // Its link to the primary is not asked for.
+            section.set("replicating", "false", &option.place);
+        }
+    }
+    for line in &redis.others {
+        import.lost(
+            line,
+            "this condition is not asked for: servers that do not meet it count as up",
+        );
+    }
+    let sends = |line: &&Line| line.word(0) == "tcp-check" && line.text().contains("AUTH");
+    if let Some(line) = block.lines.iter().find(sends) {
+        let text =
+            "the password: write it into a file, and password_file = \"PATH\" into the check";
+        import.note(List::Lost, &line.place, text);
     }
 }

@@ -1,7 +1,7 @@
 //! The text of a HAProxy configuration: words, lines and sections.
 
 use super::super::document::{Place, duration};
-use std::rc::Rc;
+use std::{rc::Rc, str::Chars};
 
 /// What is in the way of an address with a variable of the environment.
 pub(super) const VARIABLE: &str = "a variable of the environment: write its value";
@@ -207,7 +207,14 @@ fn words(line: &str) -> Result<Vec<String>, &'static str> {
                     Some('r') => word.push('\r'),
                     Some('n') => word.push('\n'),
                     Some('t') => word.push('\t'),
-                    other => word.extend(other),
+                    Some('x') => word.push_str(&byte(&mut chars)),
+                    Some(other @ (' ' | '\\' | '#' | '"' | '\'')) => word.push(other),
+                    Some('$') if quote.is_some() => word.push('$'),
+                    // Others mean something to what reads the word, as in a regular expression.
+                    other => {
+                        word.push('\\');
+                        word.extend(other);
+                    }
                 }
             }
             ('"' | '\'', None) => {
@@ -224,6 +231,20 @@ fn words(line: &str) -> Result<Vec<String>, &'static str> {
     match quote {
         None => Ok(words),
         Some(_) => Err("a quote is not closed"),
+    }
+}
+
+/// The character behind `\x`, or the text as it stands where that is none of ASCII.
+fn byte(chars: &mut Chars<'_>) -> String {
+    let digits = chars.as_str().get(..2);
+    let digits = digits.filter(|two| two.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    let code = digits.and_then(|two| u8::from_str_radix(two, 16).ok());
+    match code.filter(u8::is_ascii) {
+        Some(code) => {
+            chars.nth(1);
+            char::from(code).to_string()
+        }
+        None => "\\x".to_owned(),
     }
 }
 
@@ -261,6 +282,10 @@ mod tests {
         assert_eq!(
             words("send \"a b\\\"\" 'c\\d' e\\ f\\#\\r"),
             ["send", "a b\"", "c\\d", "e f#\r"]
+        );
+        assert_eq!(
+            words("^ID\\ 2\\d+ \"\\s\\$x\" \\x41\\x0a\\xff\\x4 a\\\\b \\"),
+            ["^ID 2\\d+", "\\s$x", "A\n\\xff\\x4", "a\\b", "\\"]
         );
         assert_eq!(words("x ''"), ["x", ""]);
         assert!(super::words("x \"a").is_err());
