@@ -161,7 +161,14 @@ impl Import<'_> {
             let is_replaced = block.lines[n + 1..].iter().any(is_it);
             let number = line.word(1).parse::<u64>();
             let (key, value) = match (line.word(0), number) {
-                ("maxconn", Ok(number)) => ("max_connections", number.to_string()),
+                ("maxconn", Ok(number)) => {
+                    if !is_replaced {
+                        let text =
+                            "connections above it are closed, and do not wait to be accepted";
+                        self.note(List::Differs, &line.place, text);
+                    }
+                    ("max_connections", number.to_string())
+                }
                 ("nbthread", Ok(number)) => ("workers", number.to_string()),
                 ("hard-stop-after", _) => match syntax::time(line.word(1)) {
                     Some(time) if time == "0s" => {
@@ -488,6 +495,49 @@ mod tests {
             assert_has(text, parts);
             let (_, lists) = imported(text);
             assert!(lists.contains("not carried over: 0"), "{lists}");
+        }
+    }
+
+    #[test]
+    fn what_holds_for_more_than_it_did_is_listed() {
+        for (text, part, place) in [
+            (
+                "listen a\n bind :1\n bind :2 accept-proxy\n maxconn 3\n server a 10.0.0.1:1\n",
+                "max_connections = 3",
+                "f:4: `maxconn 3`: ",
+            ),
+            (
+                "global\n maxconn 9\nlisten a\n bind :1\n server a 10.0.0.1:1\n",
+                "max_connections = 9",
+                "f:2: `maxconn 9`: connections above it are closed",
+            ),
+            (
+                "listen a\n bind :1\n server a 10.0.0.1:1 check on-marked-down shutdown-sessions\n \
+                 server b 10.0.0.2:1 check\n",
+                "on_down = \"close\" # f:3",
+                "f:4: `server b 10.0.0.2:1 check`: its sessions are closed, too",
+            ),
+            (
+                "listen a\n bind :1\n server a 10.0.0.1:1 check\n \
+                 server b 10.0.0.2:1 check on-marked-down shutdown-sessions\n",
+                "on_down = \"close\" # f:4",
+                "f:3: `server a 10.0.0.1:1 check`: its sessions are closed, too",
+            ),
+            (
+                "listen a\n bind :1\n server a 10.0.0.1:1 disabled\n server b 10.0.0.1:1 weight 2\n",
+                "weight = 2",
+                "f:3: `server a 10.0.0.1:1 disabled`: `disabled`, and the same address",
+            ),
+            (
+                "listen a\n bind :1\n option tcp-check\n tcp-check send ROLE\\r\\n\n tcp-check \
+                 expect string master\n server a 10.0.0.1:1 check\n",
+                "role = \"primary\"",
+                "a change of roles counts at once, without `rise`",
+            ),
+        ] {
+            assert_has(text, &[part]);
+            let (_, lists) = imported(text);
+            assert!(lists.contains(place), "{place} in {lists}");
         }
     }
 

@@ -67,6 +67,8 @@ struct Import<'a> {
     made: BTreeMap<(String, bool), String>,
     /// The keys of zones for `limit_conn`.
     zones: BTreeMap<String, String>,
+    /// Where these were last used.
+    counted: BTreeMap<String, Place>,
     /// What is bound already, by UDP or not, and where.
     bound: BTreeMap<(bool, String), Place>,
     /// What stands around the servers.
@@ -537,6 +539,23 @@ mod tests {
             assert!(carried.contains(part), "{part} in\n{lists}");
         }
         assert!(rest.contains("f:3: `set_real_ip_from"), "{lists}");
+    }
+
+    #[test]
+    fn what_counts_apart_is_listed() {
+        let (_, lists) = imported(
+            "stream {\n limit_conn_zone $binary_remote_addr zone=z:1m;\n\
+             upstream a {\n server 10.0.0.1:9 max_conns=2;\n }\n\
+             server {\n listen 1;\n limit_conn z 3;\n proxy_pass a;\n }\n\
+             server {\n listen 2;\n limit_conn z 3;\n proxy_pass a;\n proxy_protocol on;\n }\n }\n",
+        );
+        for part in [
+            "f:8: `limit_conn z 3`: each listener counts for itself",
+            "f:13: `limit_conn z 3`: each listener counts for itself",
+            "f:3: `upstream a`: PROXY headers take an upstream of their own",
+        ] {
+            assert!(lists.contains(part), "{part} in\n{lists}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::{
     syntax::{Block, Line, VARIABLE, time},
 };
 use crate::config::text::quote::quoted;
-use std::{collections::HashSet, net::IpAddr};
+use std::{collections::HashMap, net::IpAddr};
 
 impl Import<'_> {
     /// Why there can be no section for it.
@@ -93,15 +93,8 @@ impl Import<'_> {
             );
         }
         let checked = servers.iter().find(|server| server.is_checked());
-        if let Some(server) = checked {
-            let closes = server.get("on-marked-down") == Some("shutdown-sessions");
-            if closes {
-                section.set(
-                    "on_down",
-                    quoted("close"),
-                    server.place_of("on-marked-down"),
-                );
-            }
+        if checked.is_some() {
+            let closes = self.on_down(&mut section, &servers);
             if let Some(place) = check::role_place(block).filter(|_| !closes) {
                 section.set("on_role_lost", quoted("keep"), &place);
                 let text = "sessions stay on a server that is the primary no more, as without \
@@ -135,7 +128,7 @@ impl Import<'_> {
     fn servers(&mut self, block: &Block) -> Vec<Server> {
         let mut defaults = Vec::new();
         let mut servers: Vec<Server> = Vec::new();
-        let mut addresses = HashSet::new();
+        let mut positions = HashMap::new();
         for line in block.all() {
             let (address, own) = match line.word(0) {
                 "default-server" => {
@@ -186,14 +179,44 @@ impl Import<'_> {
                 self.lost(line, text);
                 continue;
             }
-            if !addresses.insert(address.clone()) {
-                self.lost(line, "the same server is there already: give it a `weight`");
-                continue;
+            let server = Server::read(&address, line, own, &defaults);
+            let is_disabled = |server: &Server| server.get("disabled").is_some();
+            let position = *positions.entry(address).or_insert(servers.len());
+            match servers.get_mut(position) {
+                Some(known) if is_disabled(known) && !is_disabled(&server) => {
+                    let text = "`disabled`, and the same address follows as a server in service";
+                    self.note(List::Lost, &known.place, text);
+                    *known = server;
+                }
+                Some(_) => {
+                    self.lost(line, "the same server is there already: give it a `weight`");
+                    continue;
+                }
+                None => servers.push(server),
             }
-            servers.push(Server::read(&address, line, own, &defaults));
             self.carried(line);
         }
         servers
+    }
+
+    /// Whether sessions on a backend that is down are closed.
+    fn on_down(&mut self, section: &mut Section, servers: &[Server]) -> bool {
+        let closes = |s: &&Server| s.get("on-marked-down") == Some("shutdown-sessions");
+        let (closing, others): (Vec<_>, Vec<_>) = servers
+            .iter()
+            .filter(|server| server.is_checked())
+            .partition(closes);
+        let Some(first) = closing.first() else {
+            return false;
+        };
+        let place = first.place_of("on-marked-down");
+        section.set("on_down", quoted("close"), place);
+        for other in others {
+            let text = "its sessions are closed, too, when it is down: on_down = \"close\" is of the \
+                        upstream, for the servers with `on-marked-down shutdown-sessions`";
+            self.note(List::Differs, &other.place, text);
+        }
+        true
     }
 
     /// The backend, and the lines that it comes from.

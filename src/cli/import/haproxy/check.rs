@@ -481,6 +481,9 @@ fn redis_dialogue(
             // Its link to the primary is not asked for.
             section.set("replicating", "false", &option.place);
         }
+        let text = "a change of roles counts at once, without `rise` and `fall`, and of two \
+                    primaries one at most gets sessions";
+        import.differs(option, text);
     }
     for line in &redis.others {
         import.lost(

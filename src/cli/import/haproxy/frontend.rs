@@ -68,6 +68,16 @@ impl<'a> Import<'a> {
             self.log(block);
             self.document.sections.push(section);
         }
+        if !is_only {
+            for line in ["maxconn", "rate-limit"]
+                .map(|key| block.last(key))
+                .into_iter()
+                .flatten()
+            {
+                let text = "each listener of this section counts for itself";
+                self.note(List::Differs, &line.place, text);
+            }
+        }
         self.rest(block);
         self.rest(target);
         Ok(())

@@ -447,9 +447,25 @@ impl<'a> Import<'a> {
                 Ok((key, value)) => {
                     section.set(key, value, &limit.place);
                     self.carried(limit);
+                    self.note_shared_zone(limit, key);
                 }
                 Err(why) => self.lost(limit, why),
             }
+        }
+    }
+
+    /// Where several servers count in one zone.
+    fn note_shared_zone(&mut self, limit: &Directive, key: &str) {
+        if key != "max_connections_per_source" {
+            return;
+        }
+        let zone = limit.first().to_owned();
+        let Some(former) = self.counted.insert(zone, limit.place.clone()) else {
+            return;
+        };
+        for place in [&former, &limit.place] {
+            let text = "each listener counts for itself, nginx once for all servers with this zone";
+            self.document.note(List::Differs, place, text);
         }
     }
 

@@ -88,10 +88,16 @@ impl<'a> Import<'a> {
                 (pass.place.clone(), vec![backend], Vec::new())
             }
         };
+        let other = (target.to_owned(), proxy.is_none());
+        if let (Some(directive), Some(other)) = (directive, self.made.get(&other).cloned()) {
+            let text = format!(
+                "PROXY headers take an upstream of their own: its limits, failures and rotation are \
+                 apart from those of [upstreams.{other}]"
+            );
+            self.document.note(List::Differs, &directive.place, &text);
+        }
         let wanted = match proxy {
-            Some(_) if self.made.contains_key(&(target.to_owned(), false)) => {
-                format!("{target}-proxy")
-            }
+            Some(_) if self.made.contains_key(&other) => format!("{target}-proxy"),
             _ if directive.is_some() => target.to_owned(),
             _ => format!(
                 "to-{}",
