@@ -147,7 +147,7 @@ const FAMILIES: &[(Family, Write)] = families! {
                 }
             });
         };
-    gauge "tembuku_backend_weight": "The configured weight.",
+    gauge "tembuku_backend_weight": "The weight in force: of the file, or set by an operator.",
         |f, out| backends(f, |b| out.add(&b.metrics.labels, u64::from(b.weight)));
     gauge "tembuku_build_info": "Always 1; the label is the version.",
         |_, out| out.add_with("", ("version", env!("CARGO_PKG_VERSION")), true);
