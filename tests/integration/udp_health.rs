@@ -7,7 +7,7 @@ use crate::harness::{
     server::Server,
     tembuku::{Tembuku, cli},
     udp::{
-        UdpServer, addrs, ask, ask_until_answered, client, list, named, receive_if_any,
+        UdpServer, addrs, ask, ask_until_answered, client, config, list, named, receive_if_any,
         receive_text, serve,
     },
     wait_until,
@@ -170,6 +170,42 @@ fn time_proves_that_a_silent_backend_is_back() {
         let labels = [("backend", &one[..]), ("state", "up")];
         let state = tembuku.metric("backend_state", &labels);
         assert_eq!(state == 1.0, comes_back, "{idle}");
+    }
+}
+
+/// A check that passes, or the lack of another backend, keeps a silent backend in service. Its
+/// figures show which one it is all the same.
+#[test]
+fn replies_that_are_missing_are_counted_for_their_backend() {
+    let silent = UdpServer::sink();
+    let answers = UdpServer::named("b2");
+    let health = Server::named("health");
+    let check = format!(
+        "{FIRST}\n[upstreams.u.check]\nkind = \"tcp\"\nport = {}\ninterval = \"100ms\"\nrise = 1",
+        health.addr.port()
+    );
+    let (one, two) = (silent.addr.to_string(), answers.addr.to_string());
+    for (upstream, servers) in [
+        (&check[..], vec![silent.addr, answers.addr]),
+        ("", vec![silent.addr]),
+    ] {
+        let front = ports::free_addr();
+        let listener = "responses = 1\nidle_timeout = \"200ms\"";
+        let tembuku = Tembuku::start(&config(front, listener, upstream, &servers));
+        for _ in 0..3 {
+            client(front).send(b"hello").unwrap();
+        }
+        tembuku.wait_closed("response_timeout", 3.0);
+        let errors = |backend: &str| {
+            let labels = [("backend", backend), ("reason", "timeout")];
+            tembuku.metric("backend_connect_errors_total", &labels)
+        };
+        assert_eq!(errors(&one), 3.0, "{upstream}");
+        if servers.len() > 1 {
+            assert_eq!(errors(&two), 0.0, "{upstream}");
+        }
+        let labels = [("backend", &one[..]), ("state", "up")];
+        assert_eq!(tembuku.metric("backend_state", &labels), 1.0, "{upstream}");
     }
 }
 

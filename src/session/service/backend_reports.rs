@@ -17,8 +17,7 @@ impl Service {
         now: Instant,
     ) -> ConnectError {
         let reason = ConnectError::of(error);
-        let counts = backend.metrics.counts.mine();
-        counts.connect_errors[reason as usize].add(1);
+        count_error(backend, reason);
         // A connection waits for a shortage to pass, and has logged that when it began to.
         if self.is_udp() || !reason.is_shortage() {
             backend.log_failure(reason, error, now);
@@ -31,6 +30,17 @@ impl Service {
             self.pool.failed(backend, of, reason, error, now);
         }
         reason
+    }
+
+    /// A flow ended without replies that its backend owed, which is counted always. `is_silent`: it
+    /// has replied to no other flow since.
+    pub fn report_silence(&self, backend: &Arc<Backend>, is_silent: bool, now: Instant) {
+        if is_silent && self.pool.may_be_blamed_for_silence(backend, now) {
+            let error = io::Error::new(io::ErrorKind::TimedOut, "no reply to a flow");
+            self.report_failure(backend, &error, now);
+        } else {
+            count_error(backend, ConnectError::Timeout);
+        }
     }
 
     /// A session ended by this error of its backend before the first byte of an answer.
@@ -51,4 +61,9 @@ impl Service {
             self.pool.failed(backend, of, error, &what, now);
         }
     }
+}
+
+fn count_error(backend: &Backend, reason: ConnectError) {
+    let counts = backend.metrics.counts.mine();
+    counts.connect_errors[reason as usize].add(1);
 }

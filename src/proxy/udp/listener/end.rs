@@ -8,10 +8,7 @@ use crate::{
     plan::reason::{CloseReason, DropReason},
     proxy::udp::context::Context,
 };
-use std::{
-    io,
-    sync::{Arc, atomic::Ordering::Relaxed},
-};
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 /// Batches that are still received when a stop begins: datagrams that came before it.
 const LAST_BATCHES: usize = 64;
@@ -124,17 +121,15 @@ impl Listener {
         }
     }
 
-    /// The backend owed replies to this flow and sent none in time. That is no failure of a backend
-    /// that replied to another flow meanwhile, and an error from the network was counted already.
+    /// The backend owed replies to this flow and sent none in time. An error from the network was
+    /// counted already.
     fn report_silence(&self, context: &Context, number: u32) {
         let flow = &self.flows[number as usize];
-        let backend = flow.lease.backend();
-        let is_silent = backend.last_reply_ms.load(Relaxed) < flow.last_ms();
-        let service = flow.service();
-        let may_be_blamed = |now| service.pool.may_be_blamed_for_silence(backend, now);
-        if is_silent && !flow.is_unreachable && may_be_blamed(context.now) {
-            let error = io::ErrorKind::TimedOut.into();
-            service.report_failure(backend, &error, context.now);
+        if !flow.is_unreachable {
+            let backend = flow.lease.backend();
+            let is_silent = backend.last_reply_ms.load(Relaxed) < flow.last_ms();
+            let service = flow.service();
+            service.report_silence(backend, is_silent, context.now);
         }
     }
 
