@@ -21,7 +21,8 @@ use std::{collections::BTreeSet, sync::Arc, time::Instant};
 pub(super) const PATH: &str = "/api/v1/sessions";
 
 /// The fields of a filter, as a request names them.
-pub(super) const FILTERS: [&str; 7] = [
+pub(super) const FILTERS: [&str; 8] = [
+    "id",
     "listener",
     "upstream",
     "backend",
@@ -120,6 +121,7 @@ pub(super) fn answer(
 pub(super) fn take_filter(fields: &mut Fields, state: &State) -> Result<Filter, Refusal> {
     let port = fields.number("backend_port", u16::MAX.into())?;
     let mut filter = Filter {
+        id: fields.number("id", u64::MAX)?,
         listener: fields.text("listener")?,
         upstream: fields.text("upstream")?,
         backend: fields.text("backend")?,

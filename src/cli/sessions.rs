@@ -24,6 +24,9 @@ pub(super) struct Filters {
     /// On this backend: the same as --backend
     #[arg(value_name = "UPSTREAM/BACKEND|ADDRESS", conflicts_with = "backend")]
     on: Option<String>,
+    /// The one with this id, as `tembuku sessions` and the access log show it
+    #[arg(long, value_name = "ID")]
+    id: Option<u64>,
     /// Of this listener
     #[arg(long, value_name = "NAME")]
     listener: Option<String>,
@@ -114,6 +117,16 @@ impl Filters {
         self.fields().is_empty()
     }
 
+    /// Refuses the id of a session in the place of a backend.
+    pub(super) fn check(&self) -> Result<(), String> {
+        match &self.on {
+            Some(id) if id.bytes().all(|byte| byte.is_ascii_digit()) => Err(format!(
+                "error: {id} is no backend\n  hint: --id {id} selects the session with this id\n"
+            )),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// By the names of the fields of a request.
     pub(super) fn fields(&self) -> Vec<(&'static str, String)> {
         let port = self.backend_port.map(|port| port.to_string());
@@ -122,7 +135,9 @@ impl Filters {
         } else {
             &self.backend
         };
+        let id = self.id.map(|id| id.to_string());
         let fields = [
+            ("id", &id),
             ("listener", &self.listener),
             ("upstream", &self.upstream),
             ("backend", backend),
@@ -138,7 +153,11 @@ impl Filters {
 }
 
 pub(super) fn run(args: &Sessions) -> ExitCode {
-    code(AdminClient::find(&args.at).and_then(|client| show(args, &client)))
+    let client = args
+        .filters
+        .check()
+        .and_then(|()| AdminClient::find(&args.at));
+    code(client.and_then(|client| show(args, &client)))
 }
 
 fn show(args: &Sessions, client: &AdminClient) -> Result<(), String> {

@@ -125,7 +125,11 @@ pub(super) fn kill(args: &Kill) -> ExitCode {
         });
         return ExitCode::from(2);
     }
-    code(AdminClient::find(&args.at).and_then(|client| run_kill(args, &client)))
+    let client = args
+        .filters
+        .check()
+        .and_then(|()| AdminClient::find(&args.at));
+    code(client.and_then(|client| run_kill(args, &client)))
 }
 
 fn run_kill(args: &Kill, client: &AdminClient) -> Result<(), String> {

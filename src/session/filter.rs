@@ -15,6 +15,7 @@ use std::{
 /// What sessions have to match; `None` matches all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
+    pub id: Option<u64>,
     pub listener: Option<String>,
     pub upstream: Option<String>,
     /// As configured, or the address behind a host name.
@@ -72,6 +73,7 @@ impl fmt::Display for Filter {
             PeerSet::Net(ip, length) => format!("{ip}/{length}"),
         });
         let fields = [
+            ("id", self.id.map(|id| id.to_string())),
             ("listener", self.listener.clone()),
             ("upstream", self.upstream.clone()),
             ("backend", self.backend.clone()),
@@ -100,7 +102,8 @@ impl Filter {
     /// What can be decided without a system call and without the backend's name.
     fn may_match(&self, session: &Session, sessions: &Sessions, now: Instant) -> bool {
         let origin = &session.origin;
-        is_or_any(&self.listener, &origin.listener)
+        (self.id).is_none_or(|id| session.id == id)
+            && is_or_any(&self.listener, &origin.listener)
             && is_or_any(&self.upstream, &origin.pool.name)
             && (self.client).is_none_or(|peers| access::contains(peers, session.client().ip()))
             && (self.older_than).is_none_or(|age| session.is_older(sessions, age, now))
@@ -329,6 +332,13 @@ mod tests {
                     ..all()
                 },
                 0,
+            ),
+            (
+                Filter {
+                    id: Some(7),
+                    ..all()
+                },
+                1,
             ),
             // They have no socket.
             (

@@ -214,6 +214,9 @@ fn filters_and_limits_are_applied_together() {
     assert_eq!(count(&[&b1, "--client", "127.0.9.1"]), 1);
     assert_eq!(count(&["--backend", &b1, "--client", "127.0.9.1"]), 1);
     assert_eq!(count(&["--upstream", "names"]), 0);
+    let one = sessions(&tembuku, &[&b1, "--client", "127.0.9.1"])[0]["id"].to_string();
+    assert_eq!(count(&["--id", &one]), 1);
+    assert_eq!(count(&["--id", &one, "--client", "127.0.9.2"]), 0);
     assert_eq!(count(&["--listener", "proxied"]), 0);
     // One that has not named its client yet.
     let waiting = connect(proxied).unwrap();
