@@ -36,12 +36,17 @@ struct Body {
     /// `Some(None)`, written as null: that of the file.
     #[serde(default, deserialize_with = "present")]
     weight: Option<Option<i64>>,
+    /// Finds the backends, and changes nothing.
+    #[serde(default)]
+    dry_run: bool,
 }
 
 /// What a body asks for.
 enum Order {
     Admin(AdminOrder),
     Weight(Option<u32>),
+    /// The admin state would be set.
+    DryRun,
 }
 
 /// Distinguishes null from a field that is not there.
@@ -145,6 +150,16 @@ async fn admin_state(request: Request<Incoming>, state: &State) -> Result<Value,
     )?;
     let order = match (read_order(request).await?, &target) {
         (Order::Admin(order), _) => order,
+        (Order::DryRun, Target::Backend { upstream, backend }) => {
+            let found = state.check_backend(upstream, backend);
+            found.map_err(|unknown| not_there(upstream, backend, &unknown))?;
+            return Ok(json!({ "dry_run": true }));
+        }
+        (Order::DryRun, Target::Address(address)) => {
+            let found = state.check_address(address);
+            found.map_err(|error| not_at(address, &error))?;
+            return Ok(json!({ "dry_run": true }));
+        }
         (Order::Weight(weight), Target::Backend { upstream, backend }) => {
             return set_weight(state, upstream, backend, weight);
         }
@@ -207,7 +222,14 @@ async fn read_order(request: Request<Incoming>) -> Result<Order, Refusal> {
     let body: Body = serde_json::from_slice(&body)
         .map_err(|e| bad(format!("the body is not what it should be: {e}")))?;
     match (&body.admin_state, body.weight) {
-        (Some(word), None) => read_admin_order(word, body.close_after.as_deref()).map(Order::Admin),
+        (Some(word), None) => {
+            let order = read_admin_order(word, body.close_after.as_deref())?;
+            Ok(match body.dry_run {
+                true => Order::DryRun,
+                false => Order::Admin(order),
+            })
+        }
+        (None, Some(_)) if body.dry_run => Err(bad("`dry_run` goes with `admin_state`".to_owned())),
         (None, Some(_)) if body.close_after.is_some() => {
             Err(bad("`close_after` goes with `admin_state`".to_owned()))
         }

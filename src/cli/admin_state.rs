@@ -146,6 +146,16 @@ pub(super) fn target(text: &str) -> Result<Target, String> {
     }
 }
 
+impl Target {
+    /// Where its admin state is changed.
+    fn path(&self) -> String {
+        match self {
+            Self::Backend(name) => name.path(),
+            Self::Address(address) => format!("/api/v1/backends/{}", encode(address)),
+        }
+    }
+}
+
 impl FromStr for Name {
     type Err = &'static str;
 
@@ -266,7 +276,10 @@ fn run(
     if which.node {
         return code(run_for_node(&client, admin_state, wait));
     }
-    // One that fails is no reason to leave the others as they are.
+    if let Err(why) = check(&client, &which.targets, order) {
+        complain(&why);
+        return ExitCode::FAILURE;
+    }
     let mut code = ExitCode::SUCCESS;
     let mut taken = Vec::new();
     for target in &which.targets {
@@ -294,6 +307,42 @@ fn run(
         code = ExitCode::FAILURE;
     }
     code
+}
+
+/// Looks up all names before anything is changed: one that is mistyped is no reason to act on the
+/// others. The process does so itself for a single one.
+fn check(client: &AdminClient, targets: &[Target], order: &Value) -> Result<(), String> {
+    if targets.len() < 2 {
+        return Ok(());
+    }
+    let mut order = order.clone();
+    order["dry_run"] = true.into();
+    let mut errors = String::new();
+    for (at, target) in targets.iter().enumerate() {
+        let Err(why) = client.post::<Value>(&target.path(), &order) else {
+            continue;
+        };
+        errors += &match hint_of_pair(target, targets.get(at + 1)) {
+            Some(hint) => {
+                let error = why.split("\n  hint: ").next().unwrap_or_default();
+                format!("{error}\n  hint: {hint}\n")
+            }
+            None => why,
+        };
+    }
+    match errors.is_empty() {
+        true => Ok(()),
+        false => Err(errors + "nothing was changed\n"),
+    }
+}
+
+/// For an upstream and a backend that are two arguments instead of one.
+fn hint_of_pair(target: &Target, next: Option<&Target>) -> Option<String> {
+    let (Target::Address(upstream), Some(Target::Address(backend))) = (target, next) else {
+        return None;
+    };
+    let is_pair = !upstream.contains(':') && backend.contains(':');
+    is_pair.then(|| format!("write {}/{}", clean(upstream), clean(backend)))
 }
 
 fn run_for_node(
@@ -344,10 +393,10 @@ fn put(
     admin_state: AdminState,
     order: &Value,
 ) -> Result<Vec<AdminChange>, String> {
+    let path = target.path();
     let (changes, asked) = match target {
-        Target::Backend(name) => (vec![client.post(&name.path(), order)?], name.to_string()),
+        Target::Backend(name) => (vec![client.post(&path, order)?], name.to_string()),
         Target::Address(address) => {
-            let path = format!("/api/v1/backends/{}", encode(address));
             let AdminChanges { changes } = client.post(&path, order)?;
             (changes, clean(address))
         }

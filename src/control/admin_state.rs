@@ -60,6 +60,21 @@ impl State {
         change.ok_or_else(|| Unknown::Backend(pool.texts()))
     }
 
+    /// Whether there is a backend of this name.
+    pub fn check_backend(&self, upstream: &str, backend: &str) -> Result<(), Unknown> {
+        let pool = self.pool(upstream)?;
+        let texts = pool.texts();
+        match texts.iter().any(|text| text == backend) {
+            true => Ok(()),
+            false => Err(Unknown::Backend(texts)),
+        }
+    }
+
+    /// Whether an order at this address would be carried out.
+    pub fn check_address(&self, address: &str) -> Result<(), AddressError> {
+        find_at(&self.view().pools, address).map(|_| ())
+    }
+
     /// `None`: the weight of the file again.
     pub fn set_weight(
         &self,

@@ -89,6 +89,14 @@ fn an_address_acts_on_every_upstream_that_has_it() {
         )),
         "{printed}"
     );
+    // One name that is not there keeps the command from acting on the others.
+    let printed = fail(&tembuku, &["drain", "write", &other]);
+    assert!(
+        printed.contains(&format!("hint: write write/{other}\nnothing was changed")),
+        "{printed}"
+    );
+    let printed = fail(&tembuku, &["maint", &format!("read/{other}"), &near]);
+    assert!(printed.contains("no upstream has a backend"), "{printed}");
     for state in ["drained", "maintenance"] {
         let is_in_state = |upstream| backend(&tembuku, upstream, &other)["state"] == state;
         assert!(
