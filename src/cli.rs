@@ -291,17 +291,33 @@ fn with_whole_usage(mut error: clap::Error, command: &mut clap::Command) -> clap
         let usage = ContextValue::StyledStr(subcommand.render_usage());
         error.insert(ContextKind::Usage, usage);
     }
+    // No name begins with a dash: the tip to write an unknown option after `--` leads nowhere.
+    if error.kind() == ErrorKind::UnknownArgument
+        && let Some(ContextValue::StyledStrs(tips)) = error.get(ContextKind::Suggested)
+    {
+        let useful = tips.iter().filter(|tip| !tip.to_string().contains("'-- "));
+        let useful: Vec<_> = useful.cloned().collect();
+        let useful = match useful.is_empty() {
+            true => ContextValue::None,
+            false => ContextValue::StyledStrs(useful),
+        };
+        error.insert(ContextKind::Suggested, useful);
+    }
     error
 }
 
 /// A command line that is not understood.
 fn refuse(usage: &clap::Error) -> ExitCode {
     if let Some(word) = unknown_command(usage)
-        && let Some(advice) = foreign_words::find(&word)
+        && let Some(advice) = foreign_words::find(&arguments())
     {
         complain(&format!(
             "error: there is no command {word:?}\n  hint: {advice}\n"
         ));
+        return ExitCode::from(2);
+    }
+    if let Some(hint) = hint_for_status(usage) {
+        complain(&hint);
         return ExitCode::from(2);
     }
     let text = usage.render().to_string();
@@ -330,6 +346,42 @@ fn unknown_command(usage: &clap::Error) -> Option<String> {
         Some(ContextValue::String(word)) if *word.as_str() == *first => Some(word.clone()),
         _ => None,
     }
+}
+
+fn arguments() -> Vec<String> {
+    let arguments = std::env::args_os().skip(1);
+    arguments
+        .map(|argument| argument.to_string_lossy().into_owned())
+        .collect()
+}
+
+/// `tembuku status` shows everything, once: for one upstream or again and again there is another
+/// command.
+fn hint_for_status(usage: &clap::Error) -> Option<String> {
+    let Some(ContextValue::String(word)) = usage.get(ContextKind::InvalidArg) else {
+        return None;
+    };
+    if usage.kind() != ErrorKind::UnknownArgument
+        || names_a_file(usage)
+        || arguments()
+            .first()
+            .is_none_or(|command| command != "status")
+    {
+        return None;
+    }
+    let hint = match word.as_str() {
+        "-w" | "--watch" | "-f" | "--follow" => {
+            "`tembuku top` is the live view, `tembuku events --follow` prints changes".to_owned()
+        }
+        option if option.starts_with('-') => return None,
+        name => format!(
+            "it shows all upstreams; `tembuku top --filter {name}` shows what has this in its \
+             name, `tembuku status --json` is for scripts"
+        ),
+    };
+    Some(format!(
+        "error: `tembuku status` has no argument {word:?}\n  hint: {hint}\n"
+    ))
 }
 
 /// Whether an argument that is not understood looks like a configuration file.

@@ -4,7 +4,14 @@
 const WORDS: &[(&[&str], &str)] = &[
     (
         &[
-            "undrain", "up", "enable", "uncordon", "resume", "unpause", "activate",
+            "undrain",
+            "up",
+            "enable",
+            "uncordon",
+            "resume",
+            "unpause",
+            "activate",
+            "set server state ready",
         ],
         "`tembuku ready UPSTREAM/BACKEND` lets a backend serve again",
     ),
@@ -17,11 +24,16 @@ const WORDS: &[(&[&str], &str)] = &[
             "suspend",
             "deactivate",
             "out",
+            "set server state drain",
         ],
         "`tembuku drain UPSTREAM/BACKEND` gives a backend nothing new, `tembuku maint` stops its \
          checks as well",
     ),
-    (&["maintenance"], "`tembuku maint UPSTREAM/BACKEND`"),
+    (
+        &["maintenance", "disable server", "set server state maint"],
+        "`tembuku maint UPSTREAM/BACKEND` takes a backend out of service, `tembuku ready` lets it \
+         serve again",
+    ),
     (
         &["start", "serve", "server", "daemon"],
         "`tembuku run -c FILE` starts a process; `tembuku ready UPSTREAM/BACKEND` lets a backend \
@@ -56,11 +68,29 @@ const WORDS: &[(&[&str], &str)] = &[
         "`tembuku status` shows listeners, upstreams and backends",
     ),
     (
-        &["conn", "conns", "connections", "sess", "clients", "flows"],
+        &[
+            "conn",
+            "conns",
+            "connections",
+            "sess",
+            "clients",
+            "flows",
+            "show sess",
+            "show sessions",
+        ],
         "`tembuku sessions` shows live sessions and their clients",
     ),
     (
-        &["log", "logs", "journal", "history", "watch", "tail"],
+        &[
+            "log",
+            "logs",
+            "journal",
+            "history",
+            "watch",
+            "tail",
+            "show events",
+            "show errors",
+        ],
         "`tembuku events --follow` shows what happens to backends",
     ),
     (
@@ -88,7 +118,15 @@ const WORDS: &[(&[&str], &str)] = &[
         "`tembuku check --dump` prints the effective configuration",
     ),
     (
-        &["close", "cut", "disconnect", "terminate", "drop"],
+        &[
+            "close",
+            "cut",
+            "disconnect",
+            "terminate",
+            "drop",
+            "shutdown session",
+            "shutdown sessions",
+        ],
         "`tembuku kill` terminates sessions",
     ),
     (
@@ -109,7 +147,7 @@ const WORDS: &[(&[&str], &str)] = &[
          command (Redis: FAILOVER on the primary), then `tembuku ready UPSTREAM/BACKEND`",
     ),
     (
-        &["scale", "set-weight"],
+        &["scale", "set-weight", "set weight", "set server weight"],
         "`tembuku weight UPSTREAM/BACKEND N`",
     ),
     (
@@ -131,12 +169,25 @@ const WORDS: &[(&[&str], &str)] = &[
     (&["version"], "`tembuku --version`"),
 ];
 
-/// What there is for a word that is no command here.
-pub(super) fn find(word: &str) -> Option<&'static str> {
-    let word = word.to_lowercase();
-    let mut rows = WORDS.iter();
-    let row = rows.find(|(words, _)| words.contains(&&*word));
-    row.map(|(_, advice)| *advice)
+/// What there is for arguments of which the first is no command here: by the entry with the most
+/// words.
+pub(super) fn find(arguments: &[String]) -> Option<&'static str> {
+    let arguments: Vec<String> = arguments.iter().map(|word| word.to_lowercase()).collect();
+    let entries = WORDS
+        .iter()
+        .flat_map(|(entries, advice)| entries.iter().map(move |entry| (*entry, *advice)));
+    let matching = entries.filter(|(entry, _)| is_match(entry, &arguments));
+    let longest = matching.max_by_key(|(entry, _)| entry.split(' ').count());
+    longest.map(|(_, advice)| advice)
+}
+
+/// Whether the arguments begin with the first word, and have the others in this order: what stands
+/// between them are names.
+fn is_match(entry: &str, arguments: &[String]) -> bool {
+    let mut words = entry.split(' ');
+    let mut rest = arguments.iter();
+    words.next() == rest.next().map(String::as_str)
+        && words.all(|word| rest.any(|argument| argument == word))
 }
 
 #[cfg(test)]
@@ -173,12 +224,26 @@ mod tests {
             ("stop", "TERM"),
             ("failover", "A planned fail-over"),
             ("promote", "tembuku drain"),
+            ("set weight redis/a 5", "tembuku weight"),
+            ("set server redis/a weight 5", "tembuku weight"),
+            ("set server redis/a state drain", "tembuku drain"),
+            ("set server redis/a state maint", "tembuku maint"),
+            ("set server redis/a state ready", "tembuku ready"),
+            ("set maxconn", "tembuku reload"),
+            ("disable server redis/a", "tembuku maint"),
+            ("enable server redis/a", "tembuku ready"),
+            ("show sess", "tembuku sessions"),
+            ("show events", "tembuku events"),
+            ("show stat", "tembuku status"),
+            ("show servers state", "tembuku status"),
+            ("shutdown sessions server redis/a", "tembuku kill"),
         ] {
+            let arguments: Vec<String> = word.split(' ').map(str::to_owned).collect();
             assert!(
-                find(word).is_some_and(|advice| advice.contains(part)),
+                find(&arguments).is_some_and(|advice| advice.contains(part)),
                 "{word}"
             );
         }
-        assert_eq!(find("nonsense"), None);
+        assert_eq!(find(&["nonsense".to_owned()]), None);
     }
 }

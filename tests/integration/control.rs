@@ -606,6 +606,27 @@ fn invalid_arguments_are_reported() {
         assert_complaint(&[arguments, &["--socket", good]].concat(), code, expected);
     }
     assert_complaint(&["reload", "--wait"], 2, "--wait");
+    for (arguments, expected) in [
+        (
+            &["set", "server", "b/s", "state", "maint"][..],
+            "`tembuku maint",
+        ),
+        (&["shutdown", "sessions"], "`tembuku kill`"),
+        (&["status", "replicas"], "`tembuku top --filter replicas`"),
+        (&["status", "-w"], "`tembuku top` is the live view"),
+    ] {
+        assert_complaint(arguments, 2, expected);
+    }
+    for command in ["kill", "sessions"] {
+        assert_complaint(&[command, "99999"], 1, "--id 99999 selects the session");
+    }
+    let mut command = Command::new(binary());
+    command.args(["ready", "--all"]);
+    let printed = proc::text(&proc::run(secs(10), command));
+    assert!(
+        printed.contains("'--all'") && !printed.contains("-- --all"),
+        "{printed}"
+    );
     let mut command = Command::new(binary());
     command.arg("drain").env("TEMBUKU_CONFIG", "/no/file");
     let printed = proc::text(&proc::run(secs(10), command));
