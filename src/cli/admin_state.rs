@@ -424,6 +424,8 @@ fn change_text(change: &AdminChange) -> String {
     let (from, to) = (clean(&change.from), clean(&change.state));
     let is_ready = change.admin_state == AdminState::Ready.word();
     let states = match from == to {
+        // The checks keep it out of service, or the file.
+        true if is_ready && to != "up" => format!("no operator setting, {to}"),
         true => format!("{to} already"),
         false if is_ready && to == "down" => format!("{from} -> {to} until a check has passed"),
         false => format!("{from} -> {to}"),

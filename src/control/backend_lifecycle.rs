@@ -206,7 +206,10 @@ impl Lifecycle {
         let (from, to, in_file) = (set.from, set.to, set.in_file);
         tracing::info!(%upstream, backend = %set.metrics.text, from, to, in_file,
             by_operator = set.is_by_operator, "weight changed");
-        self.journal.record(JournalEntry::of_weight(upstream, set));
+        // An order may only confirm the weight.
+        if from != to {
+            self.journal.record(JournalEntry::of_weight(upstream, set));
+        }
     }
 
     /// `together`: the event of the journal that it is part of.

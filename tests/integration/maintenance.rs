@@ -280,7 +280,7 @@ fn ready_waits_for_the_check() {
     let status = waiting.wait(secs(10)).expect("an end");
     assert!(status.success(), "{}", waiting.stderr());
     let printed = waiting.stdout();
-    let lines = format!("{target}: down already, 0 sessions\n{target}: up\n");
+    let lines = format!("{target}: no operator setting, down, 0 sessions\n{target}: up\n");
     assert_eq!(printed, lines);
     assert_eq!(
         backend(&tembuku, "u", &servers[0].addr.to_string())["awaits_check"],

@@ -119,6 +119,11 @@ fn a_weight_is_shown_everywhere_and_survives_a_reload() {
     let events = tembuku.succeed(&["events"]);
     assert!(events.contains(&event), "{events}");
 
+    // An order that changes nothing is no event.
+    tembuku.succeed(&["weight", &target, "5"]);
+    let events = tembuku.succeed(&["events"]);
+    assert!(!events.contains("weight 5 -> 5"), "{events}");
+
     // The file's weight changes beneath it, and is what a reset leads to.
     let of_file = format!("{{ address = \"{backend}\", weight = 3 }}");
     reload(&tembuku, |text| {
