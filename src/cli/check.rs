@@ -126,6 +126,11 @@ pub(super) fn probe(path: &Path) -> ExitCode {
         (Ok(()), failed) => {
             let backends = counted(probed.len() as u64, "backend");
             let mut text = format!("{failed} of {backends} failed\n");
+            if probed.iter().any(|one| one.outcome.is_refused_login()) {
+                text += "  hint: a server wants a password, or refuses the one that it got: set \
+                         `password_file` (or `password_env`) and, for an account, `user` in the \
+                         `check` of its upstream\n";
+            }
             if probed.iter().any(|one| one.outcome.may_pass()) {
                 text += "  hint: a server that loads its data, and a replica that has not finished \
                          its first synchronisation, answer as they have to after that: try again\n";

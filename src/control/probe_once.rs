@@ -46,6 +46,10 @@ pub enum ProbeOutcome {
 }
 
 impl ProbeOutcome {
+    pub fn is_refused_login(&self) -> bool {
+        matches!(self, Self::Checked(report) if report.result == CheckResult::Auth)
+    }
+
     /// Whether the backend is not as it has to be. A server in the other role than the required one
     /// is.
     pub fn is_failure(&self) -> bool {
