@@ -330,10 +330,34 @@ impl AdminClient {
     }
 }
 
+/// What has become of the addresses of a process with the same admin socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Release {
+    /// It drains, and has given them up.
+    Done,
+    /// It serves.
+    Refused,
+    /// There is none that answers.
+    NoAnswer,
+}
+
 /// Asks a process with this admin socket to give up its addresses, which it does while it drains.
-pub(super) fn request_release(socket: PathBuf) -> bool {
-    let response = AdminClient(socket).call("POST", "/api/v1/release", "", PATIENCE);
-    matches!(response, Ok((200, _)))
+pub(super) fn request_release(socket: PathBuf) -> Release {
+    match AdminClient(socket).call("POST", "/api/v1/release", "", PATIENCE) {
+        Ok((200, _)) => Release::Done,
+        Ok(_) => Release::Refused,
+        Err(_) => Release::NoAnswer,
+    }
+}
+
+/// For a start that fails while a process with the same admin socket serves.
+pub(super) fn hint_at_running(socket: PathBuf) -> Option<String> {
+    let (Status { process, .. }, _) = AdminClient(socket).status().ok()?;
+    Some(format!(
+        "  hint: another tembuku (pid {}) runs with this file: `tembuku reload` reads the file \
+         again, `tembuku upgrade` replaces that process\n",
+        process.pid
+    ))
 }
 
 /// As one piece of a path.

@@ -1,6 +1,10 @@
 //! `tembuku run`: serve until a stop is requested.
 
-use super::{admin_sockets::AdminSockets, client, complain};
+use super::{
+    admin_sockets::AdminSockets,
+    client::{self, Release},
+    complain,
+};
 use crate::{
     control::{
         DelayEnd, Prepared, Server, ServiceManager, StartError, StartErrors,
@@ -417,15 +421,30 @@ async fn start(plan: Plan) -> Result<Started, String> {
 async fn start_first(plan: Plan) -> Result<Started, String> {
     let prepared = Prepared::new(plan).await.map_err(|e| e.to_string())?;
     let socket = prepared.plan.admin.as_ref().and_then(|a| a.socket.clone());
+    let mut running = None;
     if let Some(socket) = socket {
-        let request = move || client::request_release(socket);
-        let released = blocking::call(blocking::LIMIT, request).await;
-        if released.unwrap_or(false) {
-            tracing::info!("a process that drains has given up its addresses");
+        let of_request = socket.clone();
+        let request = move || client::request_release(of_request);
+        match blocking::call(blocking::LIMIT, request).await {
+            Ok(Release::Done) => tracing::info!("a process that drains has given up its addresses"),
+            Ok(Release::Refused) => running = Some(socket),
+            Ok(Release::NoAnswer) | Err(_) => {}
         }
     }
-    let admin_sockets = AdminSockets::bind(prepared.plan.admin.as_ref(), None).await?;
-    let server = Server::start(prepared).await.map_err(|e| e.to_string())?;
+    let started = async {
+        let admin_sockets = AdminSockets::bind(prepared.plan.admin.as_ref(), None).await?;
+        let server = Server::start(prepared).await.map_err(|e| e.to_string())?;
+        Ok((server, admin_sockets))
+    };
+    let (server, admin_sockets) = match (started.await, running) {
+        (Ok(started), _) => started,
+        (Err(why), None) => return Err(why),
+        (Err(why), Some(socket)) => {
+            let hint = blocking::call(blocking::LIMIT, move || client::hint_at_running(socket));
+            let hint: Option<String> = hint.await.ok().flatten();
+            return Err(why + hint.as_deref().unwrap_or_default());
+        }
+    };
     Ok(Started {
         server,
         admin_sockets,

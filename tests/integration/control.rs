@@ -151,8 +151,14 @@ fn a_socket_file_of_a_dead_process_is_replaced_and_nothing_else() {
             message.contains("admin.sock") && message.contains(what),
             "{message}"
         );
+        message
     };
-    refused("another process is listening there");
+    let message = refused("another process is listening there");
+    let hint = format!(
+        "hint: another tembuku (pid {}) runs with this file",
+        second.proc.id()
+    );
+    assert!(message.contains(&hint), "{message}");
     assert_eq!(status().unwrap(), 200);
     drop(second);
     assert!(!path.exists(), "it is taken away at the end");
