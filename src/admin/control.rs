@@ -295,7 +295,9 @@ fn shown_change(
         SessionAction::CloseAfter(wait) => Some(wait),
         SessionAction::Keep | SessionAction::Move => None,
     });
-    let close_after = order.close_after.filter(|_| is_out).or(on_drain);
+    // An order that changes nothing does not begin it again.
+    let on_drain = on_drain.map(|wait| wait.saturating_sub(change.age));
+    let close_after = change.close_after.filter(|_| is_out).or(on_drain);
     json!({
         "close_after_seconds": close_after.map(|after| after.as_secs_f64()),
         "without_backend": plan.and_then(|_| without_backend(&view, upstream)),

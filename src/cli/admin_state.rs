@@ -444,6 +444,7 @@ fn notes(change: &AdminChange) -> String {
     let fate = match change.close_after_seconds {
         _ if change.connections == 0 => None,
         None => Some("left to end by themselves (--close-after TIME terminates them)".to_owned()),
+        Some(0.0) if change.from == change.state => Some("termination under way".to_owned()),
         Some(0.0) => Some("terminated now".to_owned()),
         Some(after) => Some(format!("terminated after {}", span(after))),
     };

@@ -195,6 +195,13 @@ fn close_after_limits_sessions_that_on_drain_would_keep() {
     let printed = tembuku.succeed(&["drain", &target, "--close-after", "1h"]);
     assert_eq!(printed, format!("{target}: drained already, 1 session\n"));
     echo(&mut second, "still here").unwrap();
+    // An order that changes nothing tells when the one before it ends them.
+    let output = tembuku.command(&["drain", &target]);
+    let printed = proc::text(&output);
+    assert!(
+        printed.contains("1 session on it, terminated after 59m"),
+        "{printed}"
+    );
     tembuku.succeed(&["drain", &target, "--close-after", "0s", "--wait"]);
     assert_eq!(net::read_all(&mut second).1, End::Reset);
     let logged = tembuku.log();

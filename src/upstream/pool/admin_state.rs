@@ -53,6 +53,8 @@ pub struct AdminSetting {
     pub since: Option<Instant>,
     /// Counts how often it came out of maintenance: what checks found before is forgotten.
     pub term: u32,
+    /// When an order terminates its sessions, or has begun to.
+    pub close_at: Option<Instant>,
 }
 
 impl AdminState {
@@ -90,6 +92,12 @@ impl Pool {
                 setting.term = setting.term.wrapping_add(1);
             }
         }
+        match order.close_after {
+            _ if admin_state == AdminState::Ready => setting.close_at = None,
+            Some(wait) => setting.close_at = Some(now + wait),
+            // What has been ordered before goes on.
+            None => {}
+        }
         let setting = *setting;
         let is_to_serve = configured.is_to_serve();
         let before = AdminSetting {
@@ -109,6 +117,10 @@ impl Pool {
             from,
             to: inner.state_of(of, setting, now),
             sessions: metrics.active(),
+            age: setting
+                .since
+                .map_or(Duration::ZERO, |since| now.saturating_duration_since(since)),
+            close_after: setting.close_at.map(|at| at.saturating_duration_since(now)),
         };
         if was != admin_state || order.close_after.is_some() {
             let of_it = inner.numbers_of(of);

@@ -130,6 +130,10 @@ pub struct AdminChange {
     pub to: BackendState,
     /// Sessions on it, those that are being connected included.
     pub sessions: u64,
+    /// For how long the setting has been in effect.
+    pub age: Duration,
+    /// After what time its sessions are terminated, if the last order that named one still holds.
+    pub close_after: Option<Duration>,
 }
 
 /// Events that the consumer has not taken yet, as short as they can be written down under the lock

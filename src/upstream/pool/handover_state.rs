@@ -295,6 +295,7 @@ fn settings(record: &BackendRecord, now: Instant) -> (AdminSetting, Option<Opera
         admin_state: AdminState::of_word(&record.admin_state).unwrap_or_default(),
         since: record.admin_since.map(|at| time::past_at(at, now)),
         term: record.admin_term,
+        close_at: None,
     };
     let weight = record.operator_weight.map(|(weight, since)| {
         let since = time::past_at(since, now);
