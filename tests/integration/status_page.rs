@@ -115,6 +115,7 @@ fn a_fail_over_is_seen_without_loading_the_page_again() {
     primary.proc.signal(Signal::KILL);
     assert!(primary.proc.wait(secs(5)).is_some());
     browser.wait(&has_state(&old, "down"));
+    browser.wait("document.querySelector('#upstreams li')?.className === 'failed'");
     assert_eq!(call(replica.addr, "REPLICAOF NO ONE").unwrap(), "+OK");
     browser.wait(&has_state(&new, "up"));
     let mut next = net::connect(front).unwrap();
@@ -133,6 +134,11 @@ fn a_fail_over_is_seen_without_loading_the_page_again() {
     }
 
     try_controls(&mut browser, &old, &new);
+    tembuku.write("no configuration");
+    tembuku.proc.signal(Signal::HUP);
+    browser.wait(
+        "[...document.querySelectorAll('#journal li.bad')].some(l => l.innerText.includes('reload'))",
+    );
 
     // What an operator has set, and the ages of sessions.
     let socket = tembuku.dir.file("admin.sock");

@@ -215,7 +215,9 @@ const showJournal = () => {
 };
 const item = e => {
   const good = e.kind === "state" && ["up", "standby"].includes(e.to);
-  const li = make("li", null, e.kind !== "state" ? "" : good ? "good" : "bad");
+  // Others are bad if a reload or an upgrade failed, or a source does not answer.
+  const bad = e.kind === "state" ? !good : e.reason === "failed" || e.to === "silent";
+  const li = make("li", null, good ? "good" : bad ? "bad" : "");
   const line = make("div", li);
   const time = make("time", line, "dim", new Date(e.time).toLocaleString());
   time.dateTime = e.time;
@@ -281,7 +283,8 @@ const show = (overview, after) => {
   put($("previous"), before ? `The process before it, pid ${before.pid}, drains ${several(before.connections, "connection")} `
     + `and ${several(before.flows, "flow")}, since ${new Date(before.since).toLocaleTimeString()}.` : "");
   $("upstreams").replaceChildren(...overview.upstreams.rows.map(u => {
-    const li = make("li", null, u.available < u.backends ? "unwell" : "", `${u.name} (${u.balance}): ${u.available} of `
+    const health = u.available === 0 ? "failed" : u.available < u.backends ? "unwell" : "";
+    const li = make("li", null, health, `${u.name} (${u.balance}): ${u.available} of `
       + `${u.backends} available${u.full ? `, ${u.full} full` : ""}${u.queued ? `, ${u.queued} queued` : ""}`
       + `${u.held ? `, ${u.held} held` : ""}`);
     if (u.source) make("div", li, "", u.source);
