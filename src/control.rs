@@ -248,6 +248,8 @@ impl Server {
         let state = Arc::new(State::new(&runtime, reloads, upgrades));
         if runtime.is_held() {
             state.give_up_ready_file(true).await;
+            // An upgrade is also a reload.
+            state.reloads.set_last(true, SystemTime::now());
         }
         let upkeep = tokio::spawn(boxed(keep_up(Arc::downgrade(&state))));
         let ready_file = tokio::spawn(boxed(node::keep(Arc::downgrade(&state))));

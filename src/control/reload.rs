@@ -96,7 +96,7 @@ impl Reloads {
         *self.last.lock()
     }
 
-    fn set_last(&self, is_successful: bool, now: SystemTime) {
+    pub(super) fn set_last(&self, is_successful: bool, now: SystemTime) {
         let mut last = self.last.lock();
         let before = last.and_then(|last| last.last_success);
         *last = Some(LastReload {

@@ -358,6 +358,8 @@ fn the_new_process_knows_what_the_old_one_knew() {
     let served: Vec<String> = (0..16).map(|_| net::ask(front).unwrap()).collect();
     assert!(!served.contains(&"a".to_owned()), "{served:?}");
     tembuku.first.wait_idle();
+    let reloads = "config_last_reload_successful";
+    assert!(!tembuku.first.get("/metrics").body.contains(reloads));
     let before = tembuku.first.metrics();
     let events = tembuku.first.events();
     let cursor = |body: &str| {
@@ -417,6 +419,7 @@ fn the_new_process_knows_what_the_old_one_knew() {
         let (old, new) = (before.sum(name, &[]), tembuku.first.metric(name, &[]));
         assert!(new >= old && old > 0.0, "{name}: {old} -> {new}");
     }
+    assert_eq!(tembuku.first.metric(reloads, &[]), 1.0);
     let served: Vec<String> = (0..16).map(|_| net::ask(front).unwrap()).collect();
     assert!(!served.contains(&"a".to_owned()), "{served:?}");
     let count = |name: &str| served.iter().filter(|s| *s == name).count();
