@@ -22,6 +22,16 @@ pub enum FailureOf {
     Flow,
 }
 
+impl FailureOf {
+    /// As explanations name it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Connection | Self::Answer => "failed connect",
+            Self::Flow => "failed flow",
+        }
+    }
+}
+
 /// The failures of one backend.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Passive {
@@ -96,6 +106,11 @@ impl Passive {
 
     pub fn fails(&self) -> u32 {
         self.fails
+    }
+
+    /// What failed last.
+    pub fn last_of(&self) -> FailureOf {
+        self.of
     }
 
     /// How long it has been failing.

@@ -277,19 +277,20 @@ impl Inner {
             return (Up, why);
         }
         let fails: u32 = endpoints.iter().map(|e| e.passive.fails()).sum();
+        let fails = || counted(fails, best.passive.last_of().word());
         match best.admission(single, now) {
             Admission::Full | Admission::Part(_) if is_failed(best) => {
                 let why = format!(
                     "{}; fail_timeout has passed: the next session tries it, and it is up once \
                      that has connected",
-                    counted(fails, "failed connect")
+                    fails()
                 );
                 (Unproven, why)
             }
             Admission::Full | Admission::Part(_) => (Up, explain_up(endpoints, now)),
             Admission::Barred(bar) => match bar {
                 Bar::Failed => {
-                    let mut why = counted(fails, "failed connect");
+                    let mut why = fails();
                     if let Some(until) = failed_until(endpoints, now) {
                         why += &format!("; tried again in {} s", seconds_until(until, now));
                     }

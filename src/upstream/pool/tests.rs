@@ -453,6 +453,13 @@ fn an_endpoint_that_is_out_is_not_taken_out_again() {
     );
     let what_ends_it = "the next session tries it, and it is up once that has connected";
     assert!(snapshot.why.ends_with(what_ends_it), "{}", snapshot.why);
+    // Flows have no connect.
+    let flows = pool(vec![planned(1), planned(2)], true);
+    let first = Arc::clone(&flows.addresses()[0].backend);
+    let error = ConnectError::Timeout;
+    flows.failed(&first, FailureOf::Flow, error, &"no reply", now);
+    let why = flows.snapshot(now).swap_remove(0).why;
+    assert_eq!(why, "1 failed flow; tried again in 10 s");
 }
 
 /// An address that is no longer named is checked as long as there are sessions on it.
