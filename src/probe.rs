@@ -198,7 +198,11 @@ impl Probe {
                 (Answer::new(result, text), None)
             }
             Err(_) => {
-                let error = format!("no answer within {:?}", self.timeout);
+                let what = match progress.received.is_empty() {
+                    true => "no answer",
+                    false => "not all of the expected answer",
+                };
+                let error = format!("{what} within {:?}", self.timeout);
                 let text = progress.describe(&error, &*dialogue);
                 (Answer::new(CheckResult::Timeout, text), None)
             }

@@ -27,6 +27,14 @@ impl ExpectCheck {
         }
     }
 
+    fn describe_wanted(&self) -> String {
+        match &self.wanted {
+            Wanted::Bytes(wanted) => quote(wanted),
+            Wanted::Regex(regex) => format!("a match of {}", quote(regex.as_str().as_bytes())),
+            Wanted::Nothing => "what is expected".to_owned(),
+        }
+    }
+
     pub(super) fn request(&self) -> &[u8] {
         &self.send
     }
@@ -49,7 +57,11 @@ impl ExpectCheck {
             false if ended || full => CheckResult::Unexpected,
             false => return None,
         };
-        Some(Answer::new(result, format!("got {}", quote(bytes))))
+        let text = match result {
+            CheckResult::Ok => format!("got {}", quote(bytes)),
+            _ => format!("got {} without {}", quote(bytes), self.describe_wanted()),
+        };
+        Some(Answer::new(result, text))
     }
 }
 
