@@ -510,7 +510,8 @@ fn many_operators_at_once() {
                 scope.spawn(move || {
                     for round in 0..12 {
                         let word = ["drain", "maint", "ready"][(n + round / 3) % 3];
-                        let done = setup.admin_state((n + round) % 3, word);
+                        // In step, the operators still differ about each backend.
+                        let done = setup.admin_state((n / 3 + round) % 3, word);
                         if done["admin_state"] != word {
                             failed.lock().unwrap().push(done);
                         }
