@@ -3,7 +3,7 @@
 use super::Explain;
 use crate::{
     config::{nearest, text::shorten::shorten},
-    plan::{Addr, Listener, Plan, Upstream, Variable},
+    plan::{Addr, Listener, Plan, Role, Upstream, Variable},
     upstream::{
         balance::Chance,
         explain::{Client, ClientSet, MODEL, MODEL_OF_RUNNING, MOST_CLIENTS, draw_ports},
@@ -41,6 +41,13 @@ impl<'a> Question<'a> {
             None => MODEL,
             Some(_) => MODEL_OF_RUNNING,
         }
+    }
+
+    /// The role that the picked backend must have, where none of them is known.
+    pub(super) fn unknown_role(&self) -> Option<Role> {
+        let check = self.upstream.check.as_ref()?;
+        let role = check.kind.role();
+        role.filter(|_| self.running.is_none())
     }
 
     /// What there is to say besides the picks.

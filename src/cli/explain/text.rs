@@ -31,7 +31,16 @@ pub(super) fn write(
         upstream.balance.word(),
         key.map_or_else(String::new, |key| format!(" of {key}")),
     )?;
-    writeln!(out, "as in {}\n", question.model())?;
+    writeln!(out, "as in {}", question.model())?;
+    if let Some(role) = question.unknown_role() {
+        writeln!(
+            out,
+            "which backend is a {} is not known here, so that all of them are counted in: \
+             --running knows it",
+            role.word(),
+        )?;
+    }
+    writeln!(out)?;
     let layout = Layout::of(question);
     let mut left = layout.clients;
     let each = |process: &Process<'_>, client: Client, outcome: &Outcome| {

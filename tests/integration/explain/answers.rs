@@ -68,6 +68,21 @@ fn the_whole_text() {
     assert_eq!(text, TEXT, "\n{text}");
 }
 
+/// It stands before the picks, which may be of a backend that takes nothing.
+#[test]
+fn unknown_roles_come_first() {
+    let role = "[upstreams.redis.check]\nkind = \"redis\"\nrole = \"replica\"\n";
+    let text = output(&format!("{FILE}{role}"), &CLIENTS);
+    let (head, _) = text.split_once("\n\n").unwrap();
+    assert!(
+        head.ends_with(
+            "which backend is a replica is not known here, so that all of them are \
+                        counted in: --running knows it"
+        ),
+        "{head}"
+    );
+}
+
 #[test]
 fn the_whole_object() {
     let args = [&CLIENTS[..], &["--without", "10.0.0.3:6379"]].concat();
