@@ -279,7 +279,7 @@ fn no_byte_is_lost_while_sessions_move() {
         let report = servers.move_all();
         assert!(report.refused.is_empty(), "{report:?}");
         (moves, taken) = (moves + 1, taken + report.taken);
-        thread::sleep(Duration::from_millis(5));
+        thread::sleep(Duration::from_millis(1));
     }
     let carried = carrying.join().unwrap_or_else(|_| panic!("seed {seed}"));
     let _ = writeln!(
@@ -288,7 +288,7 @@ fn no_byte_is_lost_while_sessions_move() {
         carried.bytes
     );
     assert!(
-        moves >= 3 && taken > 48,
+        moves >= 10 && taken > 100,
         "{moves} moves of {taken} sessions"
     );
     servers.wait_for_connections([0, 0]);
