@@ -333,6 +333,44 @@ mod tests {
     }
 
     #[test]
+    fn conditions_of_redis_dialogues_are_kept() {
+        for (check, parts) in [
+            // The link of a replica.
+            (
+                "option tcp-check\n tcp-check send info\\ replication\\r\\n\n tcp-check expect \
+                 string role:slave\n tcp-check expect string master_link_status:up\n",
+                &["kind = \"redis\"", "role = \"replica\" # f:4"][..],
+            ),
+            (
+                "option tcp-check\n tcp-check send info\\r\\n\n tcp-check expect string \
+                 master_link_status:up\n",
+                &["kind = \"redis\"", "role = \"replica\" # f:4"],
+            ),
+            // Conditions of its own.
+            (
+                "option tcp-check\n tcp-check send PING\\r\\n\n tcp-check expect string +PONG\n \
+                 tcp-check send info\\r\\n\n tcp-check expect rstring connected_slaves:[1-9]\n",
+                &[
+                    "kind = \"send_expect\"",
+                    "send = \"PING\\r\\ninfo\\r\\n\"",
+                    "expect_regex = \"(?s)\\\\+PONG.*(?-s:connected_slaves:[1-9])\"",
+                ],
+            ),
+            (
+                "option tcp-check\n tcp-check send AUTH\\ x\\r\\n\n tcp-check expect string +OK\n \
+                 tcp-check send info\\r\\n\n tcp-check expect string connected_slaves:1\n",
+                &["kind = \"redis\""],
+            ),
+        ] {
+            let text = format!(
+                "listen db\n mode tcp\n bind 127.0.0.1:5000\n {check}\
+                 server a 10.0.0.1:6379 check\n"
+            );
+            assert_has(&text, parts);
+        }
+    }
+
+    #[test]
     fn known_checks_become_kinds() {
         let redis = "option tcp-check\n tcp-check send PING\\r\\n\n tcp-check expect string +PONG\n\
                      tcp-check send info\\ replication\\r\\n\
@@ -408,32 +446,6 @@ mod tests {
             (
                 "option tcp-check\n tcp-check expect rstring ^ID\\ 22\\d+\n",
                 &["expect_regex = \"^ID 22\\\\d+\""],
-            ),
-            // The link of a replica.
-            (
-                "option tcp-check\n tcp-check send info\\ replication\\r\\n\n tcp-check expect \
-                 string role:slave\n tcp-check expect string master_link_status:up\n",
-                &["kind = \"redis\"", "role = \"replica\" # f:4"],
-            ),
-            (
-                "option tcp-check\n tcp-check send info\\r\\n\n tcp-check expect string \
-                 master_link_status:up\n",
-                &["kind = \"redis\"", "role = \"replica\" # f:4"],
-            ),
-            // Conditions of its own.
-            (
-                "option tcp-check\n tcp-check send PING\\r\\n\n tcp-check expect string +PONG\n \
-                 tcp-check send info\\r\\n\n tcp-check expect rstring connected_slaves:[1-9]\n",
-                &[
-                    "kind = \"send_expect\"",
-                    "send = \"PING\\r\\ninfo\\r\\n\"",
-                    "expect_regex = \"(?s)\\\\+PONG.*(?-s:connected_slaves:[1-9])\"",
-                ],
-            ),
-            (
-                "option tcp-check\n tcp-check send AUTH\\ x\\r\\n\n tcp-check expect string +OK\n \
-                 tcp-check send info\\r\\n\n tcp-check expect string connected_slaves:1\n",
-                &["kind = \"redis\""],
             ),
             (
                 "",

@@ -131,7 +131,11 @@ fn the_whole_object() {
                 client("192.0.2.1", json!("10.0.0.3:6379"), point("db610037", "dc09fde6")),
                 client("192.0.2.77:5000", json!("10.0.0.2:6379"), point("8483290b", "848f3a2e")),
                 client("2001:db8::1", json!("10.0.0.2:6379"), point("00b4af0e", "011e04ec")),
-                client("192.0.2.99", Value::Null, json!({ "kind": "denied", "position": 1, "rule": "deny 192.0.2.99/32" })),
+                client(
+                    "192.0.2.99",
+                    Value::Null,
+                    json!({ "kind": "denied", "position": 1, "rule": "deny 192.0.2.99/32" }),
+                ),
             ],
             "counts": { "clients": 4, "denied": 1, "no_backend": 0, "in_rotation": 0 },
             "distribution": rows([(0.25, 0, 0.0), (0.25, 2, two_thirds), (0.5, 1, third), none]),

@@ -470,10 +470,11 @@ impl Import<'_> {
 }
 
 /// What becomes of `maxqueue`, by `balance`.
-const WAITS_FOR_ITS_SERVER: &str = "`maxqueue`: queue_length is the sum, and a session takes the first place that is free; with \
-     `leastconn` HAProxy picks its server first, and it waits for that one";
-const WAITS_FOR_ANY: &str = "`maxqueue`: queue_length is the sum, and closes sessions beyond it; in HAProxy they wait, too, \
-     since only those wait at a server that stick to it";
+const WAITS_FOR_ITS_SERVER: &str = "`maxqueue`: queue_length is the sum, and a session takes the \
+     first place that is free; with `leastconn` HAProxy picks its server first, and it waits for \
+     that one";
+const WAITS_FOR_ANY: &str = "`maxqueue`: queue_length is the sum, and closes sessions beyond it; \
+     in HAProxy they wait, too, since only those wait at a server that stick to it";
 
 /// The second of several backups behind one server at most: HAProxy uses the first one that is up.
 fn one_by_one<'a>(block: &Block, servers: &'a [Server]) -> Option<&'a Server> {
