@@ -237,6 +237,11 @@ fn a_fail_over_works_as_readme_says() {
         let of_former = |line: &&str| line.contains("10.0.0.1:6379") && line.contains("standby");
         status.lines().any(|line| of_former(&line))
     });
+    // It says so before it has synced, and until then Redis refuses FAILOVER to it.
+    wait_until("its primary has it as a replica", secs(20), || {
+        let info = place.sh("redis-cli -h 10.0.0.2 INFO replication");
+        info.contains("ip=10.0.0.1,port=6379,state=online")
+    });
 
     // The other way about: the commands of README are for a fail-over to the second server.
     let back = |line: &str| {
