@@ -19,6 +19,7 @@ mod file;
 mod flags;
 mod forwarding_loops;
 mod hash;
+pub mod import;
 mod keys;
 mod limits;
 mod listener;

@@ -62,7 +62,7 @@ pub mod internals {
         };
     }
     pub mod import {
-        pub use crate::cli::import::{import_haproxy, import_nginx};
+        pub use crate::config::import::{import_haproxy, import_nginx};
     }
     pub mod metrics {
         pub use crate::telemetry::metrics::Exporter;

@@ -114,7 +114,7 @@ fn fields() -> BTreeSet<String> {
         "src/upstream/pool/event.rs",
         "src/cli/explain/json.rs",
         // Words of nginx and HAProxy.
-        "src/cli/import/nginx/verdicts.rs",
+        "src/config/import/nginx/verdicts.rs",
         "src/config/keys/foreign.rs",
     ] {
         sources.extend(files(file, &[""]));

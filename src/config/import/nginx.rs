@@ -391,13 +391,13 @@ fn log_target(path: &str) -> Result<LogTarget, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config;
+    use crate::config::{self, import::Program};
 
     /// The configuration, which must be valid, and the lists.
     #[track_caller]
     fn imported(text: &str) -> (String, String) {
         let mut document = import(text, "f").expect("an import");
-        document.complete("nginx");
+        document.complete(Program::Nginx);
         let toml = document.toml();
         config::parse(&toml, "the result").unwrap_or_else(|e| panic!("{toml}\n{e}"));
         (toml, document.report().to_string())

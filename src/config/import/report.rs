@@ -20,7 +20,7 @@ impl fmt::Display for Place {
 
 /// What became of a directive. Of several the last one in this order is that of the directive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum List {
+pub enum List {
     /// Nothing has to be written for it.
     Unneeded,
     Carried,
@@ -87,7 +87,7 @@ pub(super) fn left_out(block: &Place, mut reasons: Reasons) -> String {
 
 /// The lists.
 #[derive(Debug, Default)]
-pub(super) struct Report {
+pub struct Report {
     lines: Vec<(List, Place, String)>,
     /// Where only the other program listens.
     unserved: Vec<String>,
@@ -126,7 +126,7 @@ impl Report {
         self.lines.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
     }
 
-    pub(super) fn has(&self, list: List) -> bool {
+    pub fn has(&self, list: List) -> bool {
         self.lines.iter().any(|(of, ..)| *of == list)
     }
 
@@ -143,7 +143,7 @@ impl Report {
     /// For the head of a file, which then says on its own what it lacks: comments, with what
     /// nothing listens at, a list for what is lost and one for what differs. `command`: what has
     /// made it.
-    pub(super) fn comments(&self, command: &str) -> String {
+    pub fn comments(&self, command: &str) -> String {
         let mut out = String::new();
         let mut add = |text: &str| {
             out.push_str(comment(text).trim_end());

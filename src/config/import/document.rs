@@ -13,7 +13,10 @@ use std::{
 };
 
 pub(super) use super::report::{List, Place, Reasons, left_out};
-use super::report::{Note, Report, comment, verdict};
+use super::{
+    Program,
+    report::{Note, Report, comment, verdict},
+};
 
 /// A table of the configuration.
 #[derive(Debug)]
@@ -149,7 +152,7 @@ pub(super) fn host_name(address: &str) -> Option<&str> {
 
 /// The whole result.
 #[derive(Debug, Default)]
-pub(super) struct Document {
+pub struct Document {
     pub(super) sections: Vec<Section>,
     /// What is read, as it is quoted.
     directives: BTreeMap<Place, String>,
@@ -287,7 +290,7 @@ impl Document {
 
     /// Puts what no line of the other program is for before the sections: the commands need
     /// `[admin]`, and the other program `of` has other defaults.
-    pub(super) fn complete(&mut self, of: &str) {
+    pub fn complete(&mut self, of: Program) {
         let lines = || self.sections.iter().flat_map(|section| &section.lines);
         let is_taken = |port: u16| {
             let end = format!(":{port}\"");
@@ -304,7 +307,7 @@ impl Document {
         if !self.defaults.is_empty() {
             let mut defaults = Section::without_place("[defaults]");
             for (key, value) in &self.defaults {
-                defaults.set_with(key, value, &format!("{of}'s default"));
+                defaults.set_with(key, value, &format!("{}'s default", of.name()));
             }
             added.push(defaults);
         }
@@ -313,7 +316,7 @@ impl Document {
 
     /// Makes the sections of listeners whole, so that they can be appended to another
     /// configuration, whatever its `[defaults]` say. What there is once becomes comments.
-    pub(super) fn complete_sections(&mut self, of: &str) {
+    pub fn complete_sections(&mut self, of: Program) {
         // Keys that an import writes into `[defaults]`, and what holds without them.
         let own = [("half_close", "true"), ("idle_timeout", "\"10m\"")];
         let own = own.map(|(key, value)| (key, value.to_owned()));
@@ -331,14 +334,14 @@ impl Document {
                 let is_udp = section.is_udp();
                 for (key, value) in &defaults {
                     if !section.has(key) && (!is_udp || *key == "idle_timeout") {
-                        section.set_with(key, value, &format!("{of}'s default"));
+                        section.set_with(key, value, &format!("{}'s default", of.name()));
                     }
                 }
             }
         }
     }
 
-    pub(super) fn has_listener(&self) -> bool {
+    pub fn has_listener(&self) -> bool {
         let mut headers = self
             .sections
             .iter()
@@ -347,7 +350,7 @@ impl Document {
     }
 
     /// The configuration.
-    pub(super) fn toml(&self) -> String {
+    pub fn toml(&self) -> String {
         const COLUMN: usize = 50;
         let mut out = String::new();
         for section in &self.sections {
@@ -371,7 +374,7 @@ impl Document {
     }
 
     /// Each directive in one list.
-    pub(super) fn report(&self) -> Report {
+    pub fn report(&self) -> Report {
         let mut notes = BTreeMap::<&Place, Vec<&Note>>::new();
         for note in &self.notes {
             notes.entry(&note.place).or_default().push(note);

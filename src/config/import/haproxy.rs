@@ -227,13 +227,13 @@ fn is_table(block: &Block) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config;
+    use crate::config::{self, import::Program};
 
     /// The configuration, which must be valid, and the lists.
     #[track_caller]
     fn imported(text: &str) -> (String, String) {
         let mut document = import(text, "f").expect("an import");
-        document.complete("HAProxy");
+        document.complete(Program::Haproxy);
         let toml = document.toml();
         config::parse(&toml, "the result").unwrap_or_else(|e| panic!("{toml}\n{e}"));
         (toml, document.report().to_string())
