@@ -30,7 +30,7 @@ pub struct Permits {
     service: Arc<Service>,
     session: Arc<Session>,
     /// Whether it counts for the limit of the listener, and for that of its source.
-    holds_listener: bool,
+    holds_listener: Cell<bool>,
     holds_source: Cell<bool>,
 }
 
@@ -127,7 +127,7 @@ pub fn admit_continued(service: &Arc<Service>, continued: &Continued, arrival: A
     Permits {
         session: sessions.go_on_with(continued, arrival, &service.origin),
         service: Arc::clone(service),
-        holds_listener: true,
+        holds_listener: Cell::new(true),
         holds_source: Cell::new(source.is_some()),
     }
 }
@@ -195,7 +195,7 @@ fn take_permits(
     Ok(Permits {
         service: Arc::clone(service),
         session: session?,
-        holds_listener: true,
+        holds_listener: Cell::new(true),
         holds_source: Cell::new(source.is_some()),
     })
 }
@@ -275,8 +275,8 @@ impl Permits {
 
     /// Frees a permit of the listener, and of the source, for the next session; the process still
     /// counts this one.
-    pub fn release_listener(&mut self) {
-        if std::mem::take(&mut self.holds_listener) {
+    pub fn release_listener(&self) {
+        if self.holds_listener.take() {
             self.service.metrics.active.fetch_sub(1, Relaxed);
         }
         if self.holds_source.take()
@@ -366,7 +366,7 @@ mod tests {
             )
         };
         let refused = |address| admit(from(address)).err();
-        let (mut permits, socket) = admit(from([10, 0, 0, 1])).expect("a permit");
+        let (permits, socket) = admit(from([10, 0, 0, 1])).expect("a permit");
         assert_eq!(refused([10, 0, 0, 9]), Some(RejectReason::Access));
         assert_eq!(
             refused([10, 0, 0, 1]),

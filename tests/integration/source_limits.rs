@@ -1,16 +1,19 @@
 //! `max_connections_per_source` of connections; that of flows is in `udp_limits`.
 
 use crate::harness::{
-    net::{connect_with, echo, read_line},
+    net::{End, connect, connect_with, echo, read_all, read_line, reset},
     ports,
     programs::Nginx,
     proxy::{connect_saying, v1, v2},
     secs,
-    server::{listener_before, named},
+    server::{Server, listener_before, named},
     tembuku::Tembuku,
     wait_until,
 };
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::{
+    io::Write,
+    net::{IpAddr, SocketAddr, TcpStream},
+};
 
 fn at(third: u8, last: u8) -> IpAddr {
     IpAddr::from([127, 7, third, last])
@@ -186,4 +189,73 @@ fn nginx_serves_the_same_clients() {
     assert_eq!(served[0], served[1]);
     assert_eq!(served[1].iter().filter(|served| **served).count(), 9);
     assert_eq!(tembuku.metric("backend_connect_errors_total", &[]), 0.0);
+}
+
+/// What the client has sent is still on its way to the backend, which reads nothing for now.
+#[test]
+fn a_client_that_has_left_counts_no_more() {
+    // More than the kernel receives for a program that does not read.
+    const SENT: usize = 200_000;
+    let endings: [(&str, fn(TcpStream), _); 2] = [
+        ("half_close = false", drop, End::Fin),
+        ("half_close = true", reset, End::Reset),
+    ];
+    for (keys, leave, end) in endings {
+        let (server, streams) = Server::held();
+        let front = ports::free_addr();
+        let tembuku = Tembuku::start(&format!(
+            "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\nmax_connections = 1\n\
+             max_connections_per_source = 1\n{keys}\n\
+             [upstreams.u]\nbackends = [\"{}\"]\n",
+            server.addr
+        ));
+        let mut client = connect(front).unwrap();
+        client.write_all(&[7; SENT]).unwrap();
+        tembuku.wait_metric("backend_sent_bytes_total", &[], |n| n == SENT as f64);
+        leave(client);
+        tembuku.wait_metric("listener_active_connections", &[], |n| n == 0.0);
+        // The place at the backend is taken until its connection is closed.
+        assert_eq!(tembuku.metric("backend_active_connections", &[]), 1.0);
+        let mut next = connect(front).unwrap();
+        next.write_all(b"next").unwrap();
+        let [mut first, mut second] = [(); 2].map(|()| streams.recv_timeout(secs(10)).unwrap());
+        drop(next);
+        let got = read_all(&mut first);
+        assert_eq!((got.0.len(), got.1), (SENT, end), "{keys}");
+        assert_eq!(read_all(&mut second), (b"next".to_vec(), End::Fin));
+        drop((first, second));
+        tembuku.wait_metric("backend_active_connections", &[], |n| n == 0.0);
+        assert_eq!(tembuku.metric("listener_rejected_total", &[]), 0.0);
+    }
+}
+
+/// Each comes when the one before has left, and the backend closes none of their connections.
+#[test]
+fn clients_one_after_another_are_served_as_by_nginx() {
+    const CLIENTS: usize = 60;
+    let (server, streams) = Server::held_on(SocketAddr::from(([127, 0, 0, 1], 0)), |stream| {
+        stream.write_all(b"b\n").unwrap();
+    });
+    let fronts = [ports::free_addr(), ports::free_addr()];
+    let _nginx = Nginx::start(
+        fronts[0],
+        &format!(
+            "stream {{ limit_conn_zone $binary_remote_addr zone=a:1m;\n\
+             server {{ listen {}; limit_conn a 3; proxy_pass {}; }} }}",
+            fronts[0], server.addr
+        ),
+    );
+    let tembuku = Tembuku::start(&format!(
+        "[listeners.l]\nbind = \"{}\"\nupstream = \"u\"\nmax_connections_per_source = 3\n\
+         half_close = false\n[upstreams.u]\nbackends = [\"{}\"]\n",
+        fronts[1], server.addr
+    ));
+    for front in fronts {
+        let served = (0..CLIENTS).filter(|_| try_session(at(6, 1), front).is_some());
+        assert_eq!(served.count(), CLIENTS);
+    }
+    assert_eq!(tembuku.metric("listener_rejected_total", &[]), 0.0);
+    for _ in 0..2 * CLIENTS {
+        streams.recv_timeout(secs(10)).unwrap();
+    }
 }

@@ -58,7 +58,7 @@ pub(super) fn wait_on(
     reason = "an async function holds its arguments twice for as long as it runs"
 )]
 fn carry(
-    mut permits: Permits,
+    permits: Permits,
     client: Stream,
     open: impl AsyncFnOnce(&Permits, &Stream) -> Result<Opened, NotOpened>,
 ) -> impl Future<Output = ()> {
@@ -109,6 +109,11 @@ fn carry(
             let plan = &permits.service().plan;
             let (step, stream) = (outcome.backend, &opened.connected.connection.stream);
             if let Some(ending) = relay::finish(step, stream, plan, permits.session()) {
+                if outcome.client == FinalStep::Close {
+                    // The client has ended the session, and may come again at once. That the
+                    // backend takes its time to acknowledge the rest is no reason to refuse it.
+                    permits.release_listener();
+                }
                 ending.await;
             }
             // The connection to the backend is closed before the session stops to count there, so
