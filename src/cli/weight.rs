@@ -40,7 +40,12 @@ pub(super) struct Arguments {
 fn weight(text: &str) -> Result<u32, String> {
     let weight = text.parse().ok().filter(|weight| *weight <= MOST_WEIGHT);
     weight.ok_or_else(|| {
-        format!("a weight is a whole number from 0 (no new sessions) to {MOST_WEIGHT}")
+        let rule = format!("a weight is a whole number from 0 (no new sessions) to {MOST_WEIGHT}");
+        match text.ends_with('%') {
+            // As HAProxy takes it from an agent and from `set server`.
+            true => format!("{rule}, and not percent of the one in the file"),
+            false => rule,
+        }
     })
 }
 
@@ -140,5 +145,18 @@ fn weight_text(name: &Name, backend: &Backend) -> String {
             clean(since)
         ),
         None => format!("{name}: weight {weight}, as in the file\n"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percent_is_no_weight() {
+        let error = |text: &str| weight(text).expect_err("a mistake");
+        assert!(error("50%").ends_with("to 65535, and not percent of the one in the file"));
+        assert!(error("x").ends_with("to 65535"));
+        assert_eq!(weight("50"), Ok(50));
     }
 }

@@ -644,7 +644,9 @@ mod tests {
                 "roundrobin",
                 "weight 50%",
                 "weight = 50,",
-                "`weight 50%`: the number alone",
+                "`weight 50%`: 50, since HAProxy takes the number alone, in proportion to the \
+                 weights of the other servers; only an agent and `set server` have percent, of the \
+                 weight in the file",
             ),
             ("roundrobin", "minconn 5", "max_connections = 5,", ""),
             (
@@ -1399,6 +1401,10 @@ mod tests {
             (
                 "listen v\n bind :85\n server a 10.0.0.1\n server b 10.0.0.1:1\n",
                 "HAProxy takes that of the client",
+            ),
+            (
+                "listen v\n bind :85\n server a 10.0.0.1:1 weight 9 agent-check\n",
+                "`agent-check`: no agent sets the state, nor the weight in percent of that in",
             ),
             (
                 "listen v\n bind :85\n persist rdp-cookie\n server b 10.0.0.1:1\n",

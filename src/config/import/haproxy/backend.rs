@@ -269,6 +269,13 @@ impl Import<'_> {
                     self.note(List::Lost, place, text);
                     continue;
                 }
+                "agent-check" => {
+                    let text = "`agent-check`: no agent sets the state, nor the weight in percent \
+                                of that in the file; `tembuku weight`, `drain` and `maint` do, by \
+                                numbers";
+                    self.note(List::Lost, place, text);
+                    continue;
+                }
                 _ => {
                     self.note(List::Lost, place, &format!("`{name}` has no counterpart"));
                     continue;
@@ -316,7 +323,11 @@ impl Import<'_> {
             }
             ("weight", Some(weight)) => {
                 if percent.is_some() {
-                    let text = format!("`weight {value}`: the number alone, as HAProxy takes it");
+                    let text = format!(
+                        "`weight {value}`: {weight}, since HAProxy takes the number alone, in \
+                         proportion to the weights of the other servers; only an agent and `set \
+                         server` have percent, of the weight in the file"
+                    );
                     self.note(List::Differs, place, &text);
                 }
                 Some(format!("weight = {weight}"))
