@@ -291,7 +291,7 @@ impl AddressChecks {
             checks.check_now.notify_waiters();
             return true;
         }
-        let change = judge.record(report.result, now);
+        let change = judge.record(report.result, [began, now]);
         let checked = Checked {
             began,
             at: now,

@@ -28,6 +28,8 @@ pub struct BackendSearch<'a> {
     /// The backend that was picked before the search began.
     picked: Option<Lease>,
     failures: u32,
+    /// When the first attempt that failed began.
+    first_failed: Option<Instant>,
     last_error: Option<ConnectError>,
     /// Its place among the sessions that wait, if it has waited.
     position: Option<Position>,
@@ -94,6 +96,7 @@ impl<'a> BackendSearch<'a> {
             search,
             picked: None,
             failures: 0,
+            first_failed: None,
             last_error: None,
             position: None,
             waited: Duration::ZERO,
@@ -156,11 +159,14 @@ impl<'a> BackendSearch<'a> {
     /// Enters the session among those that wait for what it lacks; `None`: it may not wait.
     pub fn wait(&mut self, lacks: Shortage, now: Instant) -> Option<WaitingSession> {
         let has_failed = self.last_error.is_some();
-        let search = match lacks {
+        let before = std::mem::take(&mut self.search);
+        let waits_since = before.waits_since().or(self.first_failed);
+        let mut search = match lacks {
             // By the time that there is one it may be one that the session has tried.
             Shortage::NoneFit if has_failed => search(self.service, self.session),
-            Shortage::NoneFit | Shortage::Full => std::mem::take(&mut self.search),
+            Shortage::NoneFit | Shortage::Full => before,
         };
+        search.note_wait(waits_since.unwrap_or(now));
         let pool = &self.service.pool;
         pool.enter_line(search, lacks, self.position, has_failed, now)
     }
@@ -223,8 +229,13 @@ impl<'a> BackendSearch<'a> {
         time: Duration,
         now: Instant,
     ) {
-        let kind = self.service.report_failure(backend, error, now);
+        let began = now.checked_sub(time).unwrap_or(now);
+        let kind = self.service.report_failure(backend, error, [began, now]);
         self.record_attempt(backend, AttemptResult::Failed(kind), time);
+        let first_failed = *self.first_failed.get_or_insert(began);
+        if kind == ConnectError::Timeout {
+            self.search.note_wait(first_failed);
+        }
         self.last_error = Some(kind);
         self.failures += 1;
     }

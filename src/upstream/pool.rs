@@ -226,8 +226,20 @@ pub struct Search {
     may_move: bool,
     /// The full backend of its key, which it waits for.
     own: Option<u64>,
-    /// When it began to wait; `None`: it has not waited.
+    /// When it began to wait: for a backend, or for a connect that failed then. `None`: it has not
+    /// waited.
     waits_since: Option<Instant>,
+}
+
+impl Search {
+    pub fn waits_since(&self) -> Option<Instant> {
+        self.waits_since
+    }
+
+    /// The session has been without a backend since then, if not for longer.
+    pub fn note_wait(&mut self, since: Instant) {
+        self.waits_since.get_or_insert(since);
+    }
 }
 
 /// An address as the checker and the termination of sessions see it.
@@ -354,14 +366,15 @@ impl Pool {
         picked
     }
 
-    /// A connect to this backend failed, or a session on it, and the backend is the cause.
+    /// A connect to this backend failed, or a session on it, and the backend is the cause. `began`:
+    /// the connect.
     pub fn failed(
         &self,
         backend: &Arc<Backend>,
         of: FailureOf,
         reason: ConnectError,
         error: &dyn Display,
-        now: Instant,
+        [began, now]: [Instant; 2],
     ) {
         let mut inner = self.lock();
         let Inner {
@@ -380,7 +393,7 @@ impl Pool {
         };
         let endpoint = &mut endpoints[i];
         let before = endpoint.state();
-        endpoint.passive.failed(of, now);
+        endpoint.passive.failed(of, began, now);
         let EndpointConfig { weight, rule, .. } = &endpoint.config;
         if let Some(share) = weight.checked_div(rule.max_fails) {
             balancer.penalize(i, share);

@@ -235,3 +235,29 @@ fn a_backend_that_refuses() {
     );
     assert_eq!(event["next_session_waited_seconds"], 0.0, "{event}");
 }
+
+/// The first client waits for its connect to time out, and that is part of the outage.
+#[test]
+fn an_outage_begins_with_the_connect_that_fails_first() {
+    let front = ports::free_addr();
+    let (silent, there) = (net::BlackHole::new(), Server::named("there"));
+    let tembuku = Tembuku::start(&format!(
+        "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\nconnect_timeout = \"700ms\"\n\
+         [upstreams.u]\nbalance = \"first\"\nbackends = [\"{}\", \"{}\"]\n",
+        silent.addr, there.addr
+    ));
+    let began = Instant::now();
+    assert_eq!(net::ask(front).unwrap(), "there");
+    let took = began.elapsed().as_secs_f64();
+    wait_until("the event has it", secs(10), || {
+        tembuku.events().len() == 1 && tembuku.events()[0]["next_session_seconds"].is_number()
+    });
+    let event = tembuku.events().remove(0);
+    let seconds = |key: &str| event[key].as_f64().unwrap();
+    let outage = seconds("doubt_seconds") + seconds("next_session_seconds");
+    assert_eq!(event["reason"], "timeout", "{event}");
+    // As the client saw it, to the millisecond of each figure.
+    assert!((0.699..took + 0.002).contains(&outage), "{took}: {event}");
+    let waited = seconds("next_session_waited_seconds");
+    assert!((0.699..took + 0.002).contains(&waited), "{took}: {event}");
+}

@@ -8,13 +8,13 @@ use crate::{
 use std::{io, sync::Arc, time::Instant};
 
 impl Service {
-    /// A backend could not be reached. Counts and logs that, and reports it to the pool if it
-    /// counts against the backend.
+    /// A backend could not be reached by an attempt that began then. Counts and logs that, and
+    /// reports it to the pool if it counts against the backend.
     pub fn report_failure(
         &self,
         backend: &Arc<Backend>,
         error: &io::Error,
-        now: Instant,
+        [began, now]: [Instant; 2],
     ) -> ConnectError {
         let reason = ConnectError::of(error);
         count_error(backend, reason);
@@ -27,7 +27,7 @@ impl Service {
                 true => FailureOf::Flow,
                 false => FailureOf::Connection,
             };
-            self.pool.failed(backend, of, reason, error, now);
+            self.pool.failed(backend, of, reason, error, [began, now]);
         }
         reason
     }
@@ -37,7 +37,7 @@ impl Service {
     pub fn report_silence(&self, backend: &Arc<Backend>, is_silent: bool, now: Instant) {
         if is_silent && self.pool.may_be_blamed_for_silence(backend, now) {
             let error = io::Error::new(io::ErrorKind::TimedOut, "no reply to a flow");
-            self.report_failure(backend, &error, now);
+            self.report_failure(backend, &error, [now; 2]);
         } else {
             count_error(backend, ConnectError::Timeout);
         }
@@ -58,7 +58,7 @@ impl Service {
         };
         if self.pool.fail_on_reset {
             let of = FailureOf::Answer;
-            self.pool.failed(backend, of, error, &what, now);
+            self.pool.failed(backend, of, error, &what, [now; 2]);
         }
     }
 }

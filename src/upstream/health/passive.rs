@@ -38,7 +38,7 @@ pub struct Passive {
     fails: u32,
     /// Of the last failure.
     of: FailureOf,
-    /// The first of those that count.
+    /// When the first of those that count began: from then on a session was without an answer.
     first: Option<Instant>,
     /// The last failure.
     accessed: Option<Instant>,
@@ -59,15 +59,16 @@ impl Passive {
         }
     }
 
-    /// The first failure that counts, the last one, and the last trial or failure.
+    /// When the first failure that counts began, the last one, and the last trial or failure.
     pub fn times(&self) -> [Option<Instant>; 3] {
         [self.first, self.accessed, self.checked]
     }
 
-    pub fn failed(&mut self, of: FailureOf, now: Instant) {
+    /// What failed `now` began then.
+    pub fn failed(&mut self, of: FailureOf, began: Instant, now: Instant) {
         self.of = of;
         if self.fails == 0 {
-            self.first = Some(now);
+            self.first = Some(began);
         }
         self.fails = self.fails.saturating_add(1);
         self.accessed = Some(now);
@@ -115,8 +116,12 @@ impl Passive {
 
     /// How long it has been failing.
     pub fn doubted_for(&self, now: Instant) -> Duration {
-        let first = self.first.filter(|_| self.fails > 0).unwrap_or(now);
-        now.saturating_duration_since(first)
+        now.saturating_duration_since(self.failing_since().unwrap_or(now))
+    }
+
+    /// When the first failure that counts began.
+    pub fn failing_since(&self) -> Option<Instant> {
+        self.first.filter(|_| self.fails > 0)
     }
 
     pub fn last_failure(&self) -> Option<Instant> {
@@ -152,9 +157,9 @@ mod tests {
         let t = Instant::now();
         let s = |n| t + Duration::from_secs(n);
         let mut p = Passive::default();
-        p.failed(FailureOf::Connection, t);
+        p.failed(FailureOf::Connection, t, t);
         assert!(p.is_available(RULE, t));
-        p.failed(FailureOf::Connection, s(1));
+        p.failed(FailureOf::Connection, s(1), s(1));
         assert!(!p.is_available(RULE, s(1)));
         assert!(!p.is_available(RULE, s(11)));
         assert!(p.is_available(RULE, s(11) + Duration::from_millis(1)));
@@ -165,8 +170,8 @@ mod tests {
         let t = Instant::now();
         let s = |n| t + Duration::from_secs(n);
         let mut p = Passive::default();
-        p.failed(FailureOf::Connection, t);
-        p.failed(FailureOf::Connection, t);
+        p.failed(FailureOf::Connection, t, t);
+        p.failed(FailureOf::Connection, t, t);
         assert!(p.is_available(RULE, s(11)));
         p.picked(RULE, s(11));
         assert!(!p.is_available(RULE, s(11)), "the probe is out");
@@ -180,8 +185,16 @@ mod tests {
         let t = Instant::now();
         let mut p = Passive::default();
         p.picked(RULE, t);
-        p.failed(FailureOf::Connection, t + Duration::from_secs(1));
-        p.failed(FailureOf::Connection, t + Duration::from_secs(1));
+        p.failed(
+            FailureOf::Connection,
+            t + Duration::from_secs(1),
+            t + Duration::from_secs(1),
+        );
+        p.failed(
+            FailureOf::Connection,
+            t + Duration::from_secs(1),
+            t + Duration::from_secs(1),
+        );
         p.succeeded();
         assert!(!p.is_available(RULE, t + Duration::from_secs(2)));
     }
@@ -192,8 +205,8 @@ mod tests {
         let s = |n| t + Duration::from_secs(n);
         let mut p = Passive::default();
         p.answered(&ALL, t);
-        p.failed(FailureOf::Connection, s(1));
-        p.failed(FailureOf::Connection, s(2));
+        p.failed(FailureOf::Connection, s(1), s(1));
+        p.failed(FailureOf::Connection, s(2), s(2));
         p.answered(&ALL, s(2));
         assert!(!p.is_available(RULE, s(3)), "asked before it failed");
         p.answered(&ALL, s(3));
@@ -210,7 +223,7 @@ mod tests {
         let t = Instant::now();
         let mut p = Passive::default();
         for _ in 0..100 {
-            p.failed(FailureOf::Connection, t);
+            p.failed(FailureOf::Connection, t, t);
         }
         assert!(p.is_available(rule, t));
     }

@@ -37,7 +37,8 @@ pub enum Verdict {
 pub struct VerdictChange {
     pub from: Verdict,
     pub to: Verdict,
-    /// From the first result against the old verdict until the change.
+    /// From the first result against the old verdict until the change; from the beginning of its
+    /// check where that got no answer.
     pub doubted_for: Duration,
     /// Whether this is the first verdict that is based on a check.
     pub first: bool,
@@ -155,7 +156,12 @@ impl Judge {
         self.doubted_since.is_some() || !self.has_result
     }
 
-    pub fn record(&mut self, result: CheckResult, now: Instant) -> Option<VerdictChange> {
+    /// Records the result of a check that began and ended then.
+    pub fn record(
+        &mut self,
+        result: CheckResult,
+        [began, now]: [Instant; 2],
+    ) -> Option<VerdictChange> {
         // The check could not be made.
         if result == CheckResult::Local {
             return None;
@@ -184,7 +190,17 @@ impl Judge {
                 first,
             });
         }
-        let since = *self.doubted_since.get_or_insert(now);
+        let sign = match Evidence::of(result) {
+            // A session that came when the check did has got no answer either.
+            Evidence::MayHaveRestarted | Evidence::Unknown if !first => began,
+            Evidence::MayHaveRestarted
+            | Evidence::Unknown
+            | Evidence::Missing
+            | Evidence::Role
+            | Evidence::OtherRole
+            | Evidence::Unchanged => now,
+        };
+        let since = *self.doubted_since.get_or_insert(sign);
         if !first && !self.is_enough(outcome) {
             return None;
         }
@@ -242,7 +258,7 @@ mod tests {
     fn verdicts(judge: &mut Judge, answers: &[CheckResult]) -> Vec<Verdict> {
         let now = Instant::now();
         let record = |answer: &CheckResult| {
-            judge.record(*answer, now);
+            judge.record(*answer, [now; 2]);
             judge.verdict
         };
         answers.iter().map(record).collect()
@@ -383,14 +399,42 @@ mod tests {
         let mut judge = judge(2, 3);
         let after = |s| now + Duration::from_secs(s);
         for (result, at) in [(Good, 0), (Refused, 1), (Good, 2), (Refused, 3), (Local, 4)] {
-            assert_eq!(judge.record(result, after(at)), None);
+            assert_eq!(judge.record(result, [after(at); 2]), None);
         }
         assert!(judge.is_in_doubt());
-        assert_eq!(judge.record(Refused, after(5)), None);
-        let change = judge.record(Timeout, after(7)).expect("a change");
+        assert_eq!(judge.record(Refused, [after(5); 2]), None);
+        let change = judge
+            .record(Timeout, [after(6), after(7)])
+            .expect("a change");
         assert_eq!(change.doubted_for, Duration::from_secs(4));
         assert_eq!(change.to, Verdict::Down(Some(Timeout)));
         assert!(!judge.is_in_doubt() && !change.first);
+    }
+
+    /// One that came with it has waited as long for nothing.
+    #[test]
+    fn a_check_without_an_answer_is_against_it_from_its_beginning() {
+        let now = Instant::now();
+        let after = |s| now + Duration::from_secs(s);
+        let doubt = |results: &[(CheckResult, u64, u64)]| {
+            let mut judge = judge(1, 2);
+            judge.record(Good, [now; 2]);
+            let changes = results.iter().map(|(result, began, ended)| {
+                judge.record(*result, [after(*began), after(*ended)])
+            });
+            changes.flatten().next().expect("a change").doubted_for
+        };
+        let seconds = Duration::from_secs;
+        assert_eq!(doubt(&[(Timeout, 2, 3), (Timeout, 4, 5)]), seconds(3));
+        // A blip between two good answers is none of it.
+        let blip = [(Timeout, 1, 2), (Good, 3, 3)];
+        let lasting = [(Refused, 4, 4), (Timeout, 5, 6)];
+        assert_eq!(doubt(&[blip, lasting].concat()), seconds(2));
+        // An answer says what is when it comes, however late.
+        assert_eq!(doubt(&[(WrongRole, 2, 3)]), seconds(0));
+        // Before the first check there was nothing to doubt.
+        let change = judge(1, 2).record(Timeout, [now, after(1)]);
+        assert_eq!(change.expect("a change").doubted_for, seconds(0));
     }
 
     fn answer() -> impl Strategy<Value = CheckResult> {
@@ -409,7 +453,7 @@ mod tests {
             let mut verdict = Verdict::Up;
             let mut last_role = None;
             for result in answers {
-                let change = judge.record(result, now);
+                let change = judge.record(result, [now; 2]);
                 let result = match result {
                     Busy => last_role.unwrap_or(Busy),
                     Good | Standby | WrongRole | Lagging | NotReplicating => {
@@ -503,7 +547,7 @@ mod tests {
                 } else {
                     Duration::ZERO
                 };
-                let change = judge.record(result, at + took);
+                let change = judge.record(result, [at, at + took]);
                 if let Some(change) = change {
                     assert!(is_bad, "a blip became a verdict: {change:?}");
                     assert_eq!(

@@ -550,6 +550,14 @@ fn shown_by(check: &plan::Check) -> &'static [FailureOf] {
 }
 
 impl Endpoint {
+    /// For how long connects have failed: those after the last good check, since sessions can find
+    /// before the next one that it is gone.
+    fn failing_beside_checks_for(&self, now: Instant) -> Option<Duration> {
+        let since = self.passive.failing_since()?;
+        let since = since.max(self.check.last_conclusive);
+        Some(now.saturating_duration_since(since))
+    }
+
     /// Takes over the verdict on it beside the others, with the reason where that is not its own.
     /// Returns the transition, if it is one.
     fn follow_verdict(
@@ -577,7 +585,12 @@ impl Endpoint {
         let (cause, doubted_for) = match (why, trigger) {
             (Some(how), _) if to == Verdict::WrongRole => (Cause::Superseded(how), Duration::ZERO),
             (Some(why), _) => (Cause::TwoPrimaries(why), Duration::ZERO),
-            (None, Some(trigger)) => (trigger.cause.clone(), trigger.doubted_for),
+            (None, Some(trigger)) => {
+                let is_death = from == BackendState::Up && matches!(to, Verdict::Down(_));
+                let by_sessions = self.failing_beside_checks_for(now);
+                let by_sessions = by_sessions.filter(|_| is_death).unwrap_or_default();
+                (trigger.cause.clone(), trigger.doubted_for.max(by_sessions))
+            }
             (None, None) => (Cause::OnePrimary, Duration::ZERO),
         };
         Some(Transition {

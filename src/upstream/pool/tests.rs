@@ -187,7 +187,7 @@ pub(super) fn pick(pool: &Pool, now: Instant) -> Option<String> {
 /// A connect to the backend fails.
 pub(crate) fn fail(pool: &Pool, backend: &Arc<Backend>, now: Instant) {
     let of = FailureOf::Connection;
-    pool.failed(backend, of, ConnectError::Refused, &"refused", now);
+    pool.failed(backend, of, ConnectError::Refused, &"refused", [now; 2]);
 }
 
 /// Of each configured backend.
@@ -297,7 +297,13 @@ fn a_good_check_proves_an_unproven_endpoint() {
         };
         let pool = guarded(vec![planned(1), planned(2)], check, began);
         let backend = Arc::clone(&pool.addresses()[0].backend);
-        pool.failed(&backend, failure, ConnectError::Refused, &"refused", began);
+        pool.failed(
+            &backend,
+            failure,
+            ConnectError::Refused,
+            &"refused",
+            [began; 2],
+        );
         pool.take_events(began);
         pool
     };
@@ -336,6 +342,63 @@ fn a_good_check_proves_an_unproven_endpoint() {
         good(&other, s(11));
         assert_eq!(state(&other, s(11)), Unproven);
     }
+}
+
+/// An outage begins when the first client is without an answer, whoever finds that first.
+#[test]
+fn the_doubt_begins_with_the_connect_that_failed_first() {
+    let began = Instant::now();
+    let ms = |n| began + Duration::from_millis(n);
+    let doubt = |pool: &Pool, at| {
+        let events = pool.take_events(at).0;
+        let [Event::Transition(Transition { doubted_for, .. })] = &events[..] else {
+            panic!("{events:?}");
+        };
+        doubted_for.as_millis()
+    };
+    let pool_of = |max_fails| {
+        let backends = [1, 2].map(|n| Planned {
+            max_fails,
+            ..planned(n)
+        });
+        let pool = guarded(backends.into(), check(CheckKind::Tcp), began);
+        for n in 0..2 {
+            verdict(&pool, n, Verdict::Up, true, began);
+        }
+        pool.take_events(began);
+        pool
+    };
+    let fails = |pool: &Pool, when: [Instant; 2]| {
+        let (of, error) = (FailureOf::Connection, ConnectError::Timeout);
+        let backend = Arc::clone(&pool.addresses()[0].backend);
+        pool.failed(&backend, of, error, &"no answer", when);
+    };
+    // Two of two connects, of a second each.
+    let connects = pool_of(2);
+    fails(&connects, [ms(100), ms(1_100)]);
+    fails(&connects, [ms(900), ms(1_900)]);
+    assert_eq!(doubt(&connects, ms(1_900)), 1_800);
+    // The check alone decides, and sessions have found it before.
+    let checked = pool_of(0);
+    fails(&checked, [ms(100), ms(1_100)]);
+    verdict(&checked, 0, Verdict::Down(None), false, ms(2_000));
+    assert_eq!(doubt(&checked, ms(2_000)), 1_900);
+    // What passed before a good check is none of it.
+    let blip = pool_of(0);
+    fails(&blip, [ms(100), ms(1_100)]);
+    let backend = Arc::clone(&blip.addresses()[0].backend);
+    let good = Checked {
+        began: ms(1_200),
+        at: ms(1_200),
+        took: Duration::ZERO,
+        result: CheckResult::Ok,
+        finding: Finding::default(),
+        transcript: String::new(),
+    };
+    blip.checked(&backend, good, None, ms(1_200));
+    fails(&blip, [ms(1_300), ms(1_400)]);
+    verdict(&blip, 0, Verdict::Down(None), false, ms(2_000));
+    assert!(doubt(&blip, ms(2_000)) <= 800);
 }
 
 #[test]
@@ -457,7 +520,7 @@ fn an_endpoint_that_is_out_is_not_taken_out_again() {
     let flows = pool(vec![planned(1), planned(2)], true);
     let first = Arc::clone(&flows.addresses()[0].backend);
     let error = ConnectError::Timeout;
-    flows.failed(&first, FailureOf::Flow, error, &"no reply", now);
+    flows.failed(&first, FailureOf::Flow, error, &"no reply", [now; 2]);
     let why = flows.snapshot(now).swap_remove(0).why;
     assert_eq!(why, "1 failed flow; tried again in 10 s");
 }

@@ -119,7 +119,7 @@ impl Listener {
         };
         flow.is_unreachable = true;
         let service = flow.service();
-        service.report_failure(flow.lease.backend(), error, Instant::now());
+        service.report_failure(flow.lease.backend(), error, [Instant::now(); 2]);
     }
 }
 

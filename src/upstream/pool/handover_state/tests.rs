@@ -26,7 +26,7 @@ fn writer() -> Check {
 
 /// What a check of the backend of this number has found.
 fn record(pool: &Pool, judge: &mut Judge, n: usize, result: CheckResult, id: &str, now: Instant) {
-    let change = judge.record(result, now);
+    let change = judge.record(result, [now; 2]);
     let epoch = Epoch::Replication {
         id: id.to_owned(),
         before: None,
@@ -76,7 +76,7 @@ fn a_pool_goes_on_with_what_another_process_knows() {
         FailureOf::Connection,
         crate::plan::reason::ConnectError::Refused,
         &"refused",
-        later,
+        [later; 2],
     );
     old.set_admin_state("10.0.0.2:1", AdminState::Drain.into(), later);
     old.set_weight("10.0.0.3:1", Some(7), later).expect("set");

@@ -46,7 +46,7 @@ impl Scene {
 
     /// What a check of backend `n`, counted from 1, finds now.
     fn record(&mut self, n: usize, result: CheckResult, epoch: Option<Epoch>) -> &mut Self {
-        let change = self.judges[n - 1].record(result, self.now);
+        let change = self.judges[n - 1].record(result, [self.now; 2]);
         let checked = Checked {
             began: self.now,
             at: self.now,
@@ -561,7 +561,7 @@ fn one_that_comes_back_by_the_resolver_is_new() {
         finding: Finding::default(),
         transcript: String::new(),
     };
-    let change = scene.judges[1].record(Primary, scene.now);
+    let change = scene.judges[1].record(Primary, [scene.now; 2]);
     scene.pool.checked(&second, checked, change, scene.now);
     set_addresses(&scene.pool, &both, scene.now);
     assert_eq!(scene.picks(), [2]);

@@ -305,7 +305,7 @@ fn a_failed_backend_is_tried_again_when_its_time_has_passed() {
             FailureOf::Connection,
             ConnectError::Refused,
             &"refused",
-            now,
+            [now; 2],
         );
     }
     let mut session = begin_waiting(&pool, now);
