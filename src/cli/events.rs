@@ -197,15 +197,27 @@ impl Event {
         let closed = closed.map(|s| format!("last session ended after {s} s"));
         let next = self.next_session_seconds.map(|s| {
             let on = clean(self.next_session_on.as_deref().unwrap_or("-"));
-            // Clients come when they come: only a wait is time that one of them has lost.
+            if !self.lacked_backend() {
+                return format!("next session after {s} s on {on}, no client came before");
+            }
             let waited = match self.next_session_waited_seconds {
-                None => String::new(),
-                Some(0.0) => ", which had not waited".to_owned(),
+                None | Some(0.0) => String::new(),
                 Some(waited) => format!(", which had waited for {waited} s"),
             };
-            format!("next session after {s} s on {on}{waited}")
+            let unserved = match self.unserved_clients {
+                None | Some(0) => String::new(),
+                Some(n) => format!("; {} got none before", counted(n, "client")),
+            };
+            format!("next session after {s} s on {on}{waited}{unserved}")
         });
         [closed, next]
+    }
+
+    /// Whether, as far as is known, a client was without a backend until the next session. Clients
+    /// come when they come: otherwise that time is not one that a client has lost.
+    pub(super) fn lacked_backend(&self) -> bool {
+        let has_waited = self.next_session_waited_seconds.is_none_or(|s| s > 0.0);
+        has_waited || self.unserved_clients.is_some_and(|n| n > 0)
     }
 }
 
@@ -274,12 +286,31 @@ mod tests {
         reload["number"] = json!(6);
         reload["reason"] = json!("2b");
         assert_eq!(show(&reload), "T reload 1a -> 2b: no changes\n");
-        for (waited, text) in [
-            (0.0, "on c:1, which had not waited\n"),
-            (0.25, "on c:1, which had waited for 0.25 s\n"),
+        for (waited, unserved, text) in [
+            (
+                0.0,
+                0,
+                "; next session after 0.5 s on c:1, no client came before\n",
+            ),
+            (
+                0.0,
+                2,
+                "; next session after 0.5 s on c:1; 2 clients got none before\n",
+            ),
+            (
+                0.25,
+                0,
+                "; next session after 0.5 s on c:1, which had waited for 0.25 s\n",
+            ),
+            (
+                0.25,
+                1,
+                "on c:1, which had waited for 0.25 s; 1 client got none before\n",
+            ),
         ] {
             event["number"] = json!(event["number"].as_u64().unwrap_or_default() + 10);
             event["next_session_waited_seconds"] = json!(waited);
+            event["unserved_clients"] = json!(unserved);
             let line = show(&event);
             assert!(line.ends_with(text), "{line}");
         }

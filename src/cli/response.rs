@@ -407,6 +407,8 @@ pub(super) struct Event {
     pub(super) next_session_on: Option<String>,
     #[serde(default)]
     pub(super) next_session_waited_seconds: Option<f64>,
+    #[serde(default)]
+    pub(super) unserved_clients: Option<u64>,
 }
 
 impl Event {

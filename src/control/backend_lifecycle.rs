@@ -260,7 +260,13 @@ impl Lifecycle {
             }
         };
         if transition.is_outage() {
-            outages.start(backend, sessions, &self.journal, number, transition.at);
+            outages.start(
+                pool,
+                backend,
+                sessions,
+                &self.journal,
+                (number, transition.at),
+            );
         }
     }
 

@@ -54,6 +54,8 @@ pub struct JournalEntry {
     pub next_session_on: Option<String>,
     /// How long that session had waited for a backend; 0: it came when there was one.
     pub next_session_waited_seconds: Option<f64>,
+    /// How many clients of the upstream got no backend from this change until then.
+    pub unserved_clients: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -281,6 +283,7 @@ impl JournalEntry {
             next_session_seconds: None,
             next_session_on: None,
             next_session_waited_seconds: None,
+            unserved_clients: None,
         }
     }
 }

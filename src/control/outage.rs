@@ -20,6 +20,8 @@ struct Outage {
     /// The event that began it.
     number: Number,
     began: Instant,
+    /// How many clients of the upstream had got no backend by then.
+    unserved: u64,
     has_emptied: bool,
     has_failed_over: bool,
 }
@@ -36,17 +38,18 @@ impl OutageTracker {
     /// `sessions`: that were on it.
     pub(super) fn start(
         &mut self,
+        pool: &Pool,
         backend: &Arc<Backend>,
         sessions: u64,
         journal: &Journal,
-        number: Number,
-        began: Instant,
+        (number, began): (Number, Instant),
     ) {
         self.0.retain(|o| journal.holds(o.number));
         self.0.push(Outage {
             backend: Arc::clone(backend),
             number,
             began,
+            unserved: pool.metrics.unserved.get(),
             // Where none was on it, none has to end.
             has_emptied: sessions == 0,
             has_failed_over: false,
@@ -90,11 +93,14 @@ impl OutageTracker {
         };
         outage.has_failed_over = true;
         let took = next.at.saturating_duration_since(outage.began);
+        let unserved = pool.metrics.unserved.get();
+        let unserved = unserved.saturating_sub(outage.unserved);
         pool.metrics.resume_duration.record(took);
         journal.add(outage.number, |event| {
             event.next_session_seconds = Some(seconds(took));
             event.next_session_on = Some(next.to.to_string());
             event.next_session_waited_seconds = Some(seconds(next.waited));
+            event.unserved_clients = Some(unserved);
         });
         tracing::info!(
             upstream = %pool.name,
@@ -103,6 +109,7 @@ impl OutageTracker {
             next = %next.to,
             seconds = seconds(took),
             waited_seconds = seconds(next.waited),
+            unserved_clients = unserved,
             "first session on another backend"
         );
         self.remove_reported();
@@ -140,7 +147,7 @@ mod tests {
                 if let crate::upstream::pool::Event::Transition(transition) = event {
                     let number = journal.record(JournalEntry::new("u", &transition));
                     outages.end(&transition.backend);
-                    outages.start(&transition.backend, 1, &journal, number, now);
+                    outages.start(&pool, &transition.backend, 1, &journal, (number, now));
                     numbers.push(number);
                 }
             }

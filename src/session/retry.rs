@@ -192,6 +192,10 @@ impl<'a> BackendSearch<'a> {
     }
 
     fn unserved_for(&self, reason: CloseReason) -> Unserved {
+        // The other reasons tell by themselves that there was no backend.
+        if reason == CloseReason::ClientLeft {
+            self.service.pool.metrics.unserved.add(1);
+        }
         Unserved {
             reason,
             error: self.last_error,

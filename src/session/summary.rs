@@ -117,6 +117,9 @@ impl Service {
         now: Instant,
     ) {
         self.metrics.closed(summary.reason);
+        if summary.reason.leaves_unserved() {
+            self.pool.metrics.unserved.add(1);
+        }
         self.metrics.session_duration.record(summary.duration);
         self.log_unserved(
             summary.reason,

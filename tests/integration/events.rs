@@ -194,7 +194,7 @@ fn text_shows_what_follows_from_an_event() {
     echo(&mut held, "still here").unwrap();
     let (_next, name) = net::session(setup.front).unwrap();
     assert_eq!(name, "b2");
-    let on = format!(" s on {}, which had not waited", setup.servers[1].addr);
+    let on = format!(" s on {}, no client came before", setup.servers[1].addr);
     wait_until("it shows the next session", secs(10), || line(&on));
     drop(held);
     wait_until("it shows the end of the last session", secs(10), || {

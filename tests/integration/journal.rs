@@ -260,4 +260,45 @@ fn an_outage_begins_with_the_connect_that_fails_first() {
     assert!((0.699..took + 0.002).contains(&outage), "{took}: {event}");
     let waited = seconds("next_session_waited_seconds");
     assert!((0.699..took + 0.002).contains(&waited), "{took}: {event}");
+    assert_eq!(event["unserved_clients"], 0, "{event}");
+}
+
+/// Clients that get nothing are counted, and where none came nobody has lost that time.
+#[test]
+fn a_time_without_a_backend_counts_where_clients_came() {
+    let front = ports::free_addr();
+    let servers = [Server::named("one"), Server::named("two")];
+    let [one, two] = [0, 1].map(|n| servers[n].addr.to_string());
+    let tembuku = Tembuku::start(&format!(
+        "[admin]\nsocket = \"{{dir}}/admin.sock\"\n\
+         [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [\"{one}\", \"{two}\"]\n"
+    ));
+    tembuku.set_admin_state("u", &two, "drain");
+    for refused in [2, 0] {
+        tembuku.set_admin_state("u", &one, "drain");
+        let number = tembuku.events().len() - 1;
+        for _ in 0..refused {
+            net::assert_closed_at_once(front);
+        }
+        tembuku.wait_closed("no_backend", 2.0);
+        tembuku.set_admin_state("u", &two, "ready");
+        assert_eq!(net::ask(front).unwrap(), "two");
+        wait_until("the event has it", secs(10), || {
+            tembuku.events()[number]["next_session_seconds"].is_number()
+        });
+        let event = tembuku.events().remove(number);
+        assert_eq!(event["backend"], one, "{event}");
+        assert_eq!(event["unserved_clients"], refused, "{event}");
+        assert_eq!(event["next_session_waited_seconds"], 0.0, "{event}");
+        let text = tembuku.succeed(&["events"]);
+        let line = text.lines().nth(number).unwrap();
+        let end = match refused {
+            0 => format!(" s on {two}, no client came before"),
+            _ => format!(" s on {two}; 2 clients got none before"),
+        };
+        assert!(line.ends_with(&end), "{text}");
+        tembuku.set_admin_state("u", &one, "ready");
+        tembuku.set_admin_state("u", &two, "drain");
+    }
 }

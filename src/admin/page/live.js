@@ -233,10 +233,13 @@ const item = e => {
   if (e.doubt_seconds > 0) parts.push(`in doubt for ${e.doubt_seconds} s`);
   if (e.sessions) parts.push(e.sessions === 1 ? "1 session was on it" : `${e.sessions} sessions were on it`);
   if (e.sessions && e.last_session_closed_seconds !== null) parts.push(`the last ended after ${e.last_session_closed_seconds} s`);
+  // Clients come when they come: only where one was without a backend is that time lost.
+  const lacked = e.next_session_waited_seconds > 0 || e.unserved_clients > 0;
   if (e.next_session_seconds !== null) parts.push(`the next session went to ${e.next_session_on} after ${e.next_session_seconds} s`
-    + (e.next_session_waited_seconds > 0 ? `, and had waited for ${e.next_session_waited_seconds} s` : ""));
+    + (!lacked ? ", no client came before" : e.next_session_waited_seconds > 0 ? `, and had waited for ${e.next_session_waited_seconds} s` : ""));
+  if (e.unserved_clients > 0) parts.push(e.unserved_clients === 1 ? "1 client got none before" : `${e.unserved_clients} clients got none before`);
   if (parts.length) make("div", li, "", parts.join("; "));
-  const leave = e.sessions ? e.last_session_closed_seconds || 0 : 0, next = e.next_session_seconds || 0;
+  const leave = e.sessions ? e.last_session_closed_seconds || 0 : 0, next = lacked ? e.next_session_seconds || 0 : 0;
   const whole = e.doubt_seconds + Math.max(leave, next);
   if (whole > 0 && !good) {
     const at = seconds => (seconds / whole * 100).toFixed(2);

@@ -328,6 +328,7 @@ fn event(e: &Event) -> Entry {
         .collect();
     let after = e
         .next_session_seconds
+        .filter(|_| e.lacked_backend())
         .map_or_else(|| "-".to_owned(), |s| format!("{s} s"));
     // 2026-11-30T02:20:51.123Z
     let clock = e.time.get(11..19).unwrap_or("-");

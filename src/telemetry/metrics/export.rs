@@ -43,6 +43,7 @@ impl Exporter {
             doubt_duration: Histogram::new(LATENCY),
             leave_duration: Histogram::new(LIFETIME),
             resume_duration: Histogram::new(LATENCY),
+            unserved: Counter::default(),
             waits: [Shortage::Full, Shortage::NoneFit].map(|lacks| WaitMetrics {
                 labels: labels(&[("upstream", name), ("wait", lacks.word())]),
                 results: Default::default(),
