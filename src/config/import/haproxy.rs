@@ -10,6 +10,7 @@ mod proxy;
 mod rest;
 mod server;
 mod sources;
+mod switching;
 mod syntax;
 
 use super::document::{self, Document, List, Place};
@@ -571,6 +572,124 @@ mod tests {
                 "balance = \"consistent_hash\"",
                 "send_proxy = \"v2\"",
             ],
+        );
+    }
+
+    /// `haproxy -c` and its picks decide: an empty condition never holds, and `default_backend`
+    /// comes before the servers of its own section.
+    #[test]
+    fn clients_go_where_no_condition_holds() {
+        let upstream = |rules: &str, kind: &str| {
+            let text = format!(
+                "{kind}\n mode tcp\n bind :1\n acl a src 10.0.0.1\n{rules}\n\
+                 backend d\n server s 10.0.0.1:1\nbackend x\n server s 10.0.0.2:1\n\
+                 backend y\n server s 10.0.0.3:1\n"
+            );
+            let (toml, lists) = imported(&text);
+            let line = toml.lines().find(|line| line.starts_with("upstream = "));
+            let name = line.and_then(|line| line.split('"').nth(1));
+            (name.unwrap_or_default().to_owned(), lists)
+        };
+        for (rule, wanted, entry) in [
+            ("use_backend x", "x", "f:5: use_backend x\n"),
+            (
+                "use_backend x if",
+                "d",
+                "f:5: `use_backend x if`: its condition is empty",
+            ),
+            ("use_backend x unless", "x", "f:5: use_backend x unless\n"),
+            ("use_backend x if ! or", "d", "its condition is empty"),
+            ("use_backend x if TRUE", "x", "f:5: use_backend x if TRUE\n"),
+            (
+                "use_backend x unless FALSE",
+                "x",
+                "f:5: use_backend x unless FALSE\n",
+            ),
+            (
+                "use_backend x if a !TRUE",
+                "d",
+                "its condition is empty, or never true",
+            ),
+            (
+                "use_backend x if a or TRUE",
+                "x",
+                "f:5: use_backend x if a or TRUE\n",
+            ),
+            (
+                "use_backend x if a",
+                "d",
+                "conditions do not select an upstream: its clients go to `d`",
+            ),
+            (
+                "use_backend x unless a",
+                "d",
+                "conditions do not select an upstream",
+            ),
+            (
+                "use_backend x if { src 10.0.0.1 } ! { src a }",
+                "d",
+                "conditions do not",
+            ),
+            ("use_backend x if WAIT_END", "d", "conditions do not"),
+            (
+                "use_backend x if b",
+                "d",
+                "HAProxy itself refuses it: there is no `acl b`",
+            ),
+            (
+                "use_backend x if { src 10.0.0.1",
+                "d",
+                "HAProxy itself refuses it: a `}` is missing",
+            ),
+            (
+                "use_backend x wenn a",
+                "d",
+                "HAProxy itself refuses it: `if` and `unless` may",
+            ),
+            // The rule without a condition comes before `default_backend`.
+            (
+                "use_backend x if a\n use_backend y",
+                "y",
+                "its clients go to `y`",
+            ),
+            (
+                "use_backend y\n use_backend x if a",
+                "y",
+                "f:6: `use_backend x if a`: all clients go to `y` before it",
+            ),
+            (
+                "use_backend y",
+                "y",
+                "f:6: `default_backend d`: all clients go to `y`",
+            ),
+        ] {
+            for kind in ["frontend f", "listen f"] {
+                let (name, lists) = upstream(&format!(" {rule}\n default_backend d"), kind);
+                assert_eq!(name, wanted, "{kind} {rule}\n{lists}");
+                assert!(lists.contains(entry), "{entry} in\n{lists}");
+            }
+        }
+        let own = " server s 10.0.0.9:1\n";
+        assert_eq!(upstream(own, "listen f").0, "f");
+        let (name, lists) = upstream(&format!("{own} default_backend d"), "listen f");
+        assert_eq!(name, "d");
+        assert!(
+            lists.contains("f:5: `server s 10.0.0.9:1`: all clients go to `d`"),
+            "{lists}"
+        );
+        assert_eq!(
+            upstream(&format!("{own} use_backend x if a"), "listen f").0,
+            "f"
+        );
+        let dynamic = import(
+            "listen ok\n bind :2\n server s 10.0.0.1:1\nfrontend f\n bind :1\n \
+             use_backend %[src]\n default_backend d\nbackend d\n server s 10.0.0.1:1\n",
+            "f",
+        );
+        let report = dynamic.expect("an import").report().to_string();
+        assert!(
+            report.contains("the name of the backend depends on the session"),
+            "{report}"
         );
     }
 

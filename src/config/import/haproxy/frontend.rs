@@ -4,9 +4,12 @@ use super::{
     super::document::{List, Place, Reasons, Section, duration, header, left_out},
     Import,
     proxy::accept_proxy,
+    switching,
     syntax::{Block, Line, VARIABLE, milliseconds, time},
 };
 use crate::config::text::quote::{quoted, quoted_list};
+
+const SERVERS: [&str; 3] = ["default-server", "server", "server-template"];
 
 /// Where a listener binds.
 struct Binds {
@@ -78,6 +81,10 @@ impl<'a> Import<'a> {
                 self.note(List::Differs, &line.place, text);
             }
         }
+        self.switching(block);
+        if !std::ptr::eq(block, target) {
+            self.own_servers(block, target);
+        }
         self.rest(block);
         self.rest(target);
         Ok(())
@@ -88,16 +95,30 @@ impl<'a> Import<'a> {
     where
         'a: 'b,
     {
-        if block.kind == "listen" {
-            return Ok(block);
-        }
-        let Some(line) = only_backend(block).or(block.last("default_backend")) else {
-            let why = "it has no `default_backend`".to_owned();
-            return Err((block.place.clone(), why));
+        let line = match (switching::target(block), block.kind.as_str()) {
+            (Some(line), _) => line,
+            (None, "listen") => return Ok(block),
+            (None, _) => {
+                let why = "it has no `default_backend`".to_owned();
+                return Err((block.place.clone(), why));
+            }
         };
+        if line.word(1).contains("%[") {
+            let why = "the name of the backend depends on the session".to_owned();
+            return Err((line.place.clone(), why));
+        }
         let name = line.word(1);
         let missing = || (line.place.clone(), format!("there is no backend `{name}`"));
         self.targets.get(name).copied().ok_or_else(missing)
+    }
+
+    /// The servers of a `listen` section to which no client of it goes.
+    fn own_servers(&mut self, block: &Block, target: &Block) {
+        let text = format!("all clients go to `{}`", target.name);
+        let is_server = |line: &&Line| SERVERS.contains(&line.word(0));
+        for line in block.lines.iter().filter(is_server) {
+            self.harmless(line, &text);
+        }
     }
 
     /// All addresses of the section, whether it is imported or not.
@@ -380,13 +401,6 @@ fn bind_lines(block: &Block) -> Vec<Line> {
     });
     let lines = block.lines.iter().filter(|line| line.word(0) == "bind");
     first.chain(lines.cloned()).collect()
-}
-
-/// The one `use_backend`, if it is without a condition.
-pub(super) fn only_backend(block: &Block) -> Option<&Line> {
-    let mut all = block.lines.iter().filter(|l| l.word(0) == "use_backend");
-    let only = all.next().filter(|line| line.words.len() == 2)?;
-    all.next().is_none().then_some(only)
 }
 
 /// What `bind` takes of an address of HAProxy.

@@ -1,8 +1,8 @@
 //! What remains of a section when its listener or upstream is made: each line is in a list.
 
 use super::{
-    CONDITION, Import, access::COUNTERS, admin::NO_LOGIN, backend::is_stick, check,
-    frontend::only_backend, log, syntax::Block,
+    CONDITION, Import, access::COUNTERS, admin::NO_LOGIN, backend::is_stick, check, log,
+    syntax::Block,
 };
 
 /// Lines that need nothing, by their first words.
@@ -94,8 +94,7 @@ impl Import<'_> {
                 ("tcp-check" | "http-check", _) => {
                     self.harmless(line, "the check that is imported is of another kind");
                 }
-                ("default_backend", _) => self.carried(line),
-                ("use_backend", _) if only_backend(block).is_some() => self.carried(line),
+                ("default_backend", _) => self.harmless(line, "of frontends the last one counts"),
                 ("stats", "auth") => self.differs(line, NO_LOGIN),
                 ("stats", _) => self.harmless(line, "[admin] listen has a status page"),
                 ("option", option) if option.starts_with("http") => {
@@ -116,11 +115,6 @@ impl Import<'_> {
                     self.lost(line, text);
                 }
                 ("acl", _) => self.lost(line, "no rule that is carried over uses it"),
-                ("use_backend", _) => {
-                    let text = "conditions do not select an upstream: its clients go to that of \
-                                `default_backend`";
-                    self.lost(line, text);
-                }
                 (word, _) if word.starts_with('.') => self.lost(line, CONDITION),
                 _ => self.lost(line, "no counterpart"),
             }
