@@ -19,7 +19,7 @@ use std::{
 const OUTPUT: &str = "The configuration goes to standard output, or with `-o tembuku.toml` to that \
                       file. What became of \
                       each directive goes to standard error. Exit code 1: nothing can be imported, \
-                      or `tembuku check` refuses the result.";
+                      a file that is included is not there, or `tembuku check` refuses the result.";
 
 #[derive(Debug, Args)]
 pub(super) struct Import {
@@ -109,12 +109,14 @@ fn write(
     let report = document.report();
     complain(&report.to_string());
     if !document.has_listener() {
-        return Err(
+        let mut errors = document.errors("", None);
+        errors.push(
             "error: nothing can be imported as a listener: the lists say why\n  hint: the file \
-                    is meant that has the `stream` block of nginx, or a `frontend` or `listen` \
-                    section of HAProxy with `mode tcp`"
+             is meant that has the `stream` block of nginx, or a `frontend` or `listen` section of \
+             HAProxy with `mode tcp`"
                 .to_owned(),
         );
+        return Err(errors.join("\n"));
     }
     match input.sections {
         true => document.complete_sections(program),
@@ -128,8 +130,9 @@ fn write(
     }
     let name = file.map_or("the result".into(), Path::to_string_lossy);
     // What was valid there may be refused here: then its position is named.
-    if let Err(problems) = config::parse(&toml, &name) {
-        return Err(format!("{problems}"));
+    let errors = document.errors(&toml, config::parse(&toml, &name).err());
+    if !errors.is_empty() {
+        return Err(errors.join("\n"));
     }
     if file.is_some() {
         complain(&format!("next: tembuku check --probe -c {name}\n"));

@@ -2,7 +2,10 @@
 //! became of each directive.
 
 use crate::config::{
-    text::quote::{key, quoted},
+    text::{
+        problem::{Problem, Problems},
+        quote::{key, quoted},
+    },
     value::access::UNDECIDED,
 };
 use ipnet::IpNet;
@@ -161,6 +164,8 @@ pub struct Document {
     noted: HashMap<Place, usize>,
     /// Where the other program listens, by UDP or not.
     listens: Vec<(Place, bool, String)>,
+    /// The files that the other program would not start without, and what names them.
+    missing: BTreeMap<Place, String>,
     /// The blocks that are in a list as a whole, and the directives in them.
     whole: Vec<(Place, Vec<Place>)>,
     /// The first directive of which the fields of a record are said.
@@ -204,6 +209,61 @@ impl Document {
             }
         }
         all
+    }
+
+    /// A directive that names a file which is not here: what it holds is missing from the result.
+    pub(super) fn misses(&mut self, place: &Place, text: &str) {
+        self.missing.insert(place.clone(), shown(text));
+    }
+
+    /// Why the result is not all that was asked for, as whole messages: what is missing, and what
+    /// `problems` say of `toml`, in which one rule may stand for each of many listeners.
+    pub fn errors(&self, toml: &str, problems: Option<Problems>) -> Vec<String> {
+        let missing = self.missing.iter();
+        let mut errors: Vec<String> = missing
+            .map(|(place, text)| {
+                format!(
+                    "error: {place}: `{text}`: there is no such file: the result lacks what it \
+                     holds\n  hint: copy it there; or import what `nginx -T` prints, which has all \
+                     files\n"
+                )
+            })
+            .collect();
+        let lines: Vec<&str> = toml.lines().collect();
+        let rule_of = |problem: &Problem| {
+            let line = lines.get(problem.position.as_ref()?.line - 1)?.trim_start();
+            let rest = line.strip_prefix(&quoted(UNDECIDED))?;
+            rest.split_once("# ").map(|(_, comment)| comment)
+        };
+        let is_missing = |rule: &str| {
+            let mut missing = self.missing.iter();
+            missing.any(|(place, text)| *rule == undecided(place, text).1)
+        };
+        let all = |problems: &Problems| problems.iter().cloned().collect::<Vec<Problem>>();
+        let (mut counts, mut first) = (HashMap::<&str, usize>::new(), Vec::new());
+        for problem in problems.iter().flat_map(all) {
+            match rule_of(&problem) {
+                Some(rule) if is_missing(rule) => continue,
+                Some(rule) => {
+                    let count = counts.entry(rule).or_default();
+                    *count += 1;
+                    if *count == 1 {
+                        first.push(problem);
+                    }
+                }
+                None => first.push(problem),
+            }
+        }
+        for problem in &mut first {
+            let count = rule_of(problem).and_then(|rule| counts.get(rule));
+            if let Some(count) = count.filter(|count| **count > 1) {
+                problem.message.push_str(&format!(", in {count} listeners"));
+            }
+        }
+        let origin = problems.iter().map(Problems::origin).next();
+        let rest = origin.and_then(|origin| Problems::new(origin, first));
+        errors.extend(rest.map(|problems| problems.to_string()));
+        errors
     }
 
     /// What a record of a session is; the fields are said once.

@@ -291,6 +291,10 @@ impl<'a> Import<'a> {
 
     /// A directive that no code carries over.
     fn by_verdict(&mut self, directive: &Directive) {
+        if directive.is_missing() {
+            let text = format!("{} {}", directive.name, directive.text());
+            self.document.misses(&directive.place, &text);
+        }
         let (list, text) = match verdict(&directive.name) {
             _ if directive.name == "include" => match (directive.is_missing(), directive.files) {
                 (true, _) => (
@@ -713,6 +717,53 @@ mod tests {
         );
         let (_, lost) = report.split_once("not carried over: ").expect("the list");
         assert!(lost.contains("`check` refuses the result"), "{report}");
+    }
+
+    /// Whatever the number of listeners.
+    #[test]
+    fn a_missing_include_is_one_error() {
+        let errors = |text: &str| {
+            let document = import(text, "f").expect("an import");
+            let toml = document.toml();
+            document.errors(&toml, config::parse(&toml, "made").err())
+        };
+        let servers = "server { listen 1; proxy_pass a:1; } server { listen 2; proxy_pass a:1; }
+             server { listen 1 udp; proxy_pass a:1; }";
+        let missing = "f:1: `include not-here.conf`: there is no such file";
+        for text in [
+            format!("stream {{ include not-here.conf; {servers} }}"),
+            format!("include not-here.conf;\nstream {{ {servers} }}"),
+            "stream { upstream u { include not-here.conf; server a:1; }
+             server { listen 1; proxy_pass u; } server { listen 2; proxy_pass u; } }"
+                .to_owned(),
+        ] {
+            let errors = errors(&text);
+            assert_eq!(errors.len(), 1, "{errors:?}");
+            assert!(errors[0].contains(missing), "{errors:?}");
+            assert!(errors[0].contains("\n  hint: copy it there"), "{errors:?}");
+        }
+        // Other rules are errors beside it, each once.
+        let rules = errors(&format!(
+            "stream {{ include not-here.conf;\ndeny a.example;\njs_access b; {servers} }}"
+        ));
+        let [first, rest] = &rules[..] else {
+            panic!("{rules:?}");
+        };
+        assert!(first.contains(missing), "{first}");
+        assert_eq!(
+            rest.matches("could not carry over, in 3 listeners").count(),
+            2,
+            "{rest}"
+        );
+        assert!(rest.contains("# f:2: deny a.example") && rest.contains("# f:3: js_access b"));
+        assert!(rest.ends_with("2 problems in made\n"), "{rest}");
+        // nginx takes a pattern without files for nothing; an `http` block is left out.
+        for text in [
+            format!("stream {{ include not-here/*.conf; include not-her[e]; {servers} }}"),
+            format!("stream {{ {servers} }} http {{ include mime.types; }}"),
+        ] {
+            assert!(errors(&text).is_empty(), "{:?}", errors(&text));
+        }
     }
 
     #[test]

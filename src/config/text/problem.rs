@@ -54,6 +54,11 @@ impl Problems {
         }
     }
 
+    /// The name of the file, or what stands for it.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
     /// By position; those of the whole file last.
     pub fn iter(&self) -> impl Iterator<Item = &Problem> {
         self.list.iter()
