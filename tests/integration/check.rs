@@ -3,7 +3,7 @@
 use crate::harness::{
     net::ask,
     ports,
-    proc::text,
+    proc::{output, text},
     programs::Redis,
     server::{Server, list, named},
     tembuku::{Tembuku, binary, cli},
@@ -141,7 +141,7 @@ fn a_shortage_of_descriptors_names_the_limit_and_the_way_out() {
         binary().display(),
         file.display()
     );
-    let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+    let output = output(Command::new("sh").args(["-c", &script]));
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     let shown = stderr(&output);
     for part in [

@@ -4,7 +4,7 @@
 use crate::harness::{
     net::ask,
     poll, ports,
-    proc::text,
+    proc::{self, text},
     secs,
     server::Server,
     tembuku::{Tembuku, binary, cli},
@@ -178,7 +178,7 @@ fn run_into(stdout: Stdio, arguments: &[String]) -> (Option<i32>, String) {
         .stdin(Stdio::null())
         .stdout(stdout)
         .stderr(File::create(&errors).unwrap());
-    let mut child = command.spawn().unwrap();
+    let mut child = proc::spawn(&mut command).unwrap();
     let status = poll(secs(10), || child.try_wait().unwrap());
     if status.is_none() {
         child.kill().unwrap();

@@ -6,7 +6,7 @@ use crate::{
     harness::{
         load::Load,
         net::{self, ask, echo},
-        ports, secs,
+        ports, proc, secs,
         server::{Server, named},
         tembuku::{Tembuku, binary},
         temp::TempDir,
@@ -236,7 +236,7 @@ fn explain_says_where_the_backends_come_from() {
         command.args(["explain", "-c", config.to_str().unwrap()]);
         command.args(["--client", "192.0.2.1"]).args(more);
         command.env("STATE_DIRECTORY", folder);
-        let output = command.output().unwrap();
+        let output = proc::output(&mut command);
         String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap()
     };
     let text = explain(state.path(), &[]);

@@ -252,7 +252,7 @@ fn a_reader_that_has_seen_enough_ends_the_command() {
     command
         .args(["events", "--follow", "--socket", &setup.socket()])
         .stdout(Stdio::piped());
-    let mut child = command.spawn().unwrap();
+    let mut child = proc::spawn(&mut command).unwrap();
     let mut line = String::new();
     let mut lines = BufReader::new(child.stdout.take().unwrap());
     lines.read_line(&mut line).unwrap();

@@ -293,6 +293,6 @@ fn a_configuration_may_come_from_a_pipe() {
     drop(writer);
     let mut command = Command::new(binary());
     command.args(["check", "-c", "/dev/stdin"]).stdin(reader);
-    let output = command.output().unwrap();
+    let output = proc::output(&mut command);
     assert!(output.status.success(), "{}", proc::text(&output));
 }

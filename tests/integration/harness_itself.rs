@@ -5,7 +5,7 @@ use crate::harness::{
     millis,
     net::{self, BlackHole, End, connect, echo, read_all, reset, wait_delivered},
     ports,
-    proc::{Proc, command},
+    proc::{Proc, command, spawn},
     rng::Rng,
     secs,
     server::{Server, ask_many},
@@ -17,6 +17,7 @@ use std::{
     collections::BTreeSet,
     io::{ErrorKind, Write},
     net::TcpStream,
+    thread,
 };
 
 #[test]
@@ -146,4 +147,29 @@ fn a_server_of_datagrams_keeps_back_and_refuses_when_gone() {
     client.send(b"d").unwrap();
     let error = client.recv(&mut [0; 10]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+}
+
+/// A child looks for its program for a while here, with copies of all sockets of this process.
+#[test]
+fn a_server_that_is_gone_refuses_while_children_start() {
+    thread::scope(|scope| {
+        let starting = scope.spawn(|| {
+            for _ in 0..30 {
+                let mut child = command("true");
+                child.env("PATH", "/-:".repeat(1_000) + "/bin:/usr/bin");
+                spawn(&mut child).unwrap().wait().unwrap();
+            }
+        });
+        while !starting.is_finished() {
+            let server = UdpServer::named("me");
+            let client = client(server.addr);
+            assert_eq!(ask(&client, "a"), "me a");
+            let addr = server.addr;
+            drop(server);
+            client.send(b"b").unwrap();
+            let error = client.recv(&mut [0; 10]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+            drop(UdpServer::named_on("again", addr));
+        }
+    });
 }

@@ -5,7 +5,7 @@ use crate::harness::{
     http::request,
     net::ask,
     ports,
-    proc::{Proc, run_ok},
+    proc::{self, Proc, run_ok},
     secs,
     server::Server,
     tembuku::Tembuku,
@@ -258,11 +258,11 @@ fn promtool_finds_no_fault() {
     ask(listen).unwrap();
     let dir = TempDir::new();
     let scrape = dir.write("scrape", &tembuku.get("/metrics").body);
-    let output = Command::new("promtool")
-        .args(["check", "metrics"])
-        .stdin(Stdio::from(fs::File::open(scrape).unwrap()))
-        .output()
-        .unwrap();
+    let output = proc::output(
+        Command::new("promtool")
+            .args(["check", "metrics"])
+            .stdin(Stdio::from(fs::File::open(scrape).unwrap())),
+    );
     let found = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && found.is_empty(), "{found}");
 }

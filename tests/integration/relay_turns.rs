@@ -3,7 +3,9 @@
 
 use crate::harness::{
     net::{End, connect, read_all, reset, wait_delivered},
-    ports, secs,
+    ports,
+    proc::output,
+    secs,
     server::Server,
     tembuku::Tembuku,
     wait_until,
@@ -86,8 +88,8 @@ fn while_stopped(tembuku: &Tembuku, act: impl FnOnce()) {
 fn packets_in(stream: &TcpStream) -> u32 {
     let [local, peer] = [stream.local_addr(), stream.peer_addr()].map(|a| a.unwrap().port());
     let filter = format!("sport = :{local} and dport = :{peer}");
-    let out = Command::new("ss").args(["-tinHOa", &filter]).output();
-    let output = String::from_utf8(out.expect("ss, of iproute2").stdout).unwrap();
+    let out = output(Command::new("ss").args(["-tinHOa", &filter]));
+    let output = String::from_utf8(out.stdout).unwrap();
     let count = output.split(" segs_in:").nth(1);
     let count = count.and_then(|rest| rest.split_whitespace().next());
     count

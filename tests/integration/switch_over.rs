@@ -6,7 +6,7 @@ use crate::{
     harness::{
         ports,
         postgres::{Postgres, postgres_client},
-        proc::{Proc, command},
+        proc::{self, Proc, command},
         programs::{Haproxy, Redis, call},
         secs,
         tembuku::{Tembuku, binary},
@@ -193,7 +193,7 @@ fn set(tembuku: &Tembuku, command: &str, backend: SocketAddr, more: &[&str]) -> 
     let mut set = Command::new(binary());
     set.args([command, &format!("u/{backend}"), "--socket"]);
     set.arg(tembuku.dir.file("admin.sock")).args(more);
-    let output = set.output().unwrap();
+    let output = proc::output(&mut set);
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).unwrap()
 }

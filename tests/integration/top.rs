@@ -2,7 +2,7 @@
 
 use crate::harness::{
     net, poll, ports,
-    proc::{run_ok, text},
+    proc::{self, run_ok, text},
     secs,
     server::{Server, named},
     tembuku::{Tembuku, binary, cli},
@@ -109,7 +109,7 @@ impl Drop for Terminal {
     fn drop(&mut self) {
         let mut command = Command::new("tmux");
         command.arg("-S").arg(&self.server).arg("kill-server");
-        let _ = command.output();
+        let _ = proc::output(&mut command);
     }
 }
 

@@ -2,7 +2,7 @@
 //! datagram that began a flow is kept.
 
 use crate::harness::{
-    ports, secs,
+    ports, proc, secs,
     server::Server,
     tembuku::{Tembuku, binary},
     udp::{UdpServer, addrs, ask, client, config, named, receive_if_any, receive_text, serve},
@@ -47,7 +47,7 @@ impl Tembuku {
         let mut command = Command::new(binary());
         command.args(words);
         command.arg("--socket").arg(self.dir.file("admin.sock"));
-        let output = command.output().unwrap();
+        let output = proc::output(&mut command);
         assert!(output.status.success(), "{words:?}: {output:?}");
     }
 

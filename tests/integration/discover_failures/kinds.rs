@@ -4,7 +4,7 @@ use super::TempDir;
 use crate::harness::{
     etcd,
     faulty::{Fault, Faulty, FaultyDns},
-    nsd, ports,
+    nsd, ports, proc,
     programs::{self, call},
     registry::{self, READY},
     server::Server,
@@ -105,8 +105,8 @@ impl Kind for File {
             Fault::Gone => fs::remove_file(&self.path).unwrap(),
             // Nothing writes to it.
             Fault::Hanging => self.replace(|new| {
-                let status = Command::new("mkfifo").arg(new).status();
-                assert!(status.unwrap().success());
+                let made = proc::output(Command::new("mkfifo").arg(new));
+                assert!(made.status.success());
             }),
             Fault::Garbage => write(b"\xff\xfe\x00garbage"),
             Fault::Huge => write(&b"127.0.0.1:1\n".repeat(1_500_000)),

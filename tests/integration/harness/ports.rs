@@ -4,6 +4,7 @@
 //! that none of the thousands of connections these tests make can sit on one; a counter keeps them
 //! apart within a run.
 
+use super::proc::while_no_child_starts;
 use std::{
     net::{Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
     sync::{
@@ -40,10 +41,12 @@ fn next() -> u16 {
 }
 
 fn is_free(port: u16) -> bool {
-    TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).is_ok()
-        && TcpListener::bind(("0.0.0.0", port)).is_ok()
-        && UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).is_ok()
-        && UdpSocket::bind(("0.0.0.0", port)).is_ok()
+    while_no_child_starts(|| {
+        TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).is_ok()
+            && TcpListener::bind(("0.0.0.0", port)).is_ok()
+            && UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).is_ok()
+            && UdpSocket::bind(("0.0.0.0", port)).is_ok()
+    })
 }
 
 /// A port that no socket uses on any address, for TCP or UDP.

@@ -4,11 +4,28 @@ use super::{poll, secs, temp::TempDir};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     fs::{self, File},
-    io::{PipeReader, PipeWriter},
+    io::{self, PipeReader, PipeWriter},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::{PoisonError, RwLock},
     time::{Duration, Instant},
 };
+
+/// Until it executes its program, a child has copies of all descriptors of this process: a socket
+/// that is closed meanwhile goes on to take its port and its datagrams.
+static STARTING: RwLock<()> = RwLock::new(());
+
+/// Returns when the child has no descriptor any more but those that it is to have.
+pub(crate) fn spawn(command: &mut Command) -> io::Result<Child> {
+    let _alone = STARTING.write().unwrap_or_else(PoisonError::into_inner);
+    command.spawn()
+}
+
+/// What is closed meanwhile is closed in all processes.
+pub(crate) fn while_no_child_starts<T>(close: impl FnOnce() -> T) -> T {
+    let _none = STARTING.read().unwrap_or_else(PoisonError::into_inner);
+    close()
+}
 
 pub(crate) struct Proc {
     name: String,
@@ -65,8 +82,7 @@ impl Proc {
             .stdin(Stdio::null())
             .stdout(streams.out.unwrap_or_else(|| file(&out)))
             .stderr(streams.err.unwrap_or_else(|| file(&err)));
-        let child = command
-            .spawn()
+        let child = spawn(&mut command)
             .unwrap_or_else(|error| panic!("{name} cannot be started ({command:?}): {error}"));
         Proc {
             name: name.to_owned(),
@@ -232,12 +248,12 @@ pub(crate) fn run(limit: Duration, mut command: Command) -> Output {
     let out = dir.file("out");
     let err = dir.file("err");
     let shown = format!("{command:?}");
-    let mut child = command
+    command
         .stdin(Stdio::null())
         .stdout(File::create(&out).unwrap())
-        .stderr(File::create(&err).unwrap())
-        .spawn()
-        .unwrap_or_else(|error| panic!("{name} cannot be started: {error}"));
+        .stderr(File::create(&err).unwrap());
+    let mut child =
+        spawn(&mut command).unwrap_or_else(|error| panic!("{name} cannot be started: {error}"));
     let status = poll(limit, || child.try_wait().unwrap());
     let output = |status| Output {
         status,
@@ -252,6 +268,14 @@ pub(crate) fn run(limit: Duration, mut command: Command) -> Output {
             panic!("not finished after {limit:?}: {shown}\n{}", text(&output));
         }
     }
+}
+
+/// Runs a program of which it is known that it ends, with the standard input that it has.
+#[track_caller]
+pub(crate) fn output(command: &mut Command) -> Output {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = spawn(command).unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    child.wait_with_output().unwrap()
 }
 
 /// [`run`] for a program that must succeed; its output.

@@ -1,7 +1,10 @@
 //! Datagrams: backends inside the test program, clients that do not wait for ever, and what may
 //! stand between them.
 
-use super::{millis, net::PATIENCE, poll, ports, programs::Nginx, tembuku::Tembuku, wait_until};
+use super::{
+    millis, net::PATIENCE, poll, ports, proc::while_no_child_starts, programs::Nginx,
+    tembuku::Tembuku, wait_until,
+};
 use socket2::SockRef;
 use std::{
     collections::BTreeSet,
@@ -33,7 +36,7 @@ struct Shared {
 /// Takes datagrams until it is dropped; from then on its address refuses.
 pub(crate) struct UdpServer {
     pub(crate) addr: SocketAddr,
-    socket: Arc<UdpSocket>,
+    socket: Option<Arc<UdpSocket>>,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -83,7 +86,7 @@ impl UdpServer {
         });
         UdpServer {
             addr: socket.local_addr().unwrap(),
-            socket,
+            socket: Some(socket),
             shared,
             thread: Some(thread),
         }
@@ -143,7 +146,8 @@ impl UdpServer {
         let mut held = self.shared.held.lock().unwrap();
         self.shared.holding.store(false, SeqCst);
         for (peer, answer) in held.drain(..) {
-            self.socket.send_to(&answer, peer).unwrap();
+            let socket = self.socket.as_ref().unwrap();
+            socket.send_to(&answer, peer).unwrap();
         }
     }
 
@@ -162,6 +166,7 @@ impl Drop for UdpServer {
     fn drop(&mut self) {
         self.shared.stop.store(true, SeqCst);
         let _ = self.thread.take().map(JoinHandle::join);
+        while_no_child_starts(|| self.socket = None);
     }
 }
 
