@@ -9,8 +9,11 @@ use crate::harness::{
     rng::Rng,
     secs,
     server::{Server, ask_many},
+    tembuku::Tembuku,
     temp::TempDir,
+    threads::thread_id,
     udp::{UdpServer, ask, client, receive, receive_if_any},
+    wait_until,
 };
 use socket2::{Domain, Socket, Type};
 use std::{
@@ -172,4 +175,37 @@ fn a_server_that_is_gone_refuses_while_children_start() {
             drop(UdpServer::named_on("again", addr));
         }
     });
+}
+
+/// The thread that writes its log is late.
+#[test]
+fn a_log_is_read_with_what_has_been_done() {
+    let front = ports::free_addr();
+    let config = |drain: usize| {
+        format!(
+            "[process]\ndrain_timeout = \"{drain}s\"\n[log]\nformat = \"json\"\n\
+             [admin]\nsocket = \"{{dir}}/admin.sock\"\n\
+             [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+             [upstreams.u]\nbackends = [\"127.0.0.1:1\"]\n"
+        )
+    };
+    let tembuku = Tembuku::start(&config(30));
+    let writer = thread_id(&tembuku.proc, "log-writer");
+    let mut late = command("strace -qq -o /dev/null -e trace=write -e");
+    late.arg("inject=write:delay_enter=300000").arg("-p");
+    late.arg(&writer);
+    let strace = Proc::start("strace", tembuku.dir.path(), late);
+    wait_until("it is late", secs(10), || {
+        let status = format!("/proc/{}/task/{writer}/status", tembuku.proc.id());
+        !std::fs::read_to_string(status)
+            .unwrap()
+            .contains("TracerPid:\t0\n")
+    });
+    for n in 1..=3 {
+        tembuku.reload(&config(n));
+        let log = tembuku.log().into_iter();
+        let reloaded = log.filter(|line| line["message"] == "configuration reloaded");
+        assert_eq!(reloaded.count(), n);
+    }
+    drop(strace);
 }

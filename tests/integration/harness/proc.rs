@@ -114,7 +114,9 @@ impl Proc {
         String::from_utf8_lossy(&fs::read(&self.out).unwrap_or_default()).into_owned()
     }
 
+    /// What it has done by now is in it, also if it writes its log on a thread of its own.
     pub(crate) fn stderr(&self) -> String {
+        self.wait_logged();
         String::from_utf8_lossy(&fs::read(&self.err).unwrap_or_default()).into_owned()
     }
 
@@ -200,6 +202,23 @@ impl Proc {
             (last.1.elapsed() > Duration::from_millis(300)).then_some(now)
         });
         settled.unwrap_or_else(|| panic!("the descriptors of {} change all the time", self.name))
+    }
+
+    /// A thread that has lines to write runs, is to run, or waits for a disk: it does not sleep.
+    fn wait_logged(&self) {
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let has_written = || {
+            let mut tasks = fs::read_dir(&tasks).into_iter().flatten().flatten();
+            tasks.all(|task| {
+                let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+                let state = stat.split_once("(log-writer) ");
+                // One that is stopped goes on when the test lets it.
+                state.is_none_or(|(_, state)| state.starts_with(['S', 'T', 'X', 'Z']))
+            })
+        };
+        if self.status.is_none() {
+            let _ = poll(secs(10), || has_written().then_some(()));
+        }
     }
 
     fn tail(&self) -> String {
