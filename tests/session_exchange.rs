@@ -586,6 +586,8 @@ fn a_limit_on_silence_counts_from_the_last_byte() {
     let text = plan(&address, "idle_timeout = \"1s\"");
     let mut servers = Servers::start([text.clone(), text]);
     let (mut client, mut server) = connect(servers.ip("l"), &listener);
+    // The byte goes through the server between these two, however late this thread is.
+    let before = Instant::now();
     pass(&mut client, &mut server, b"last");
     let last = Instant::now();
     while servers.connections(0) + servers.connections(1) > 0 {
@@ -593,9 +595,9 @@ fn a_limit_on_silence_counts_from_the_last_byte() {
         servers.move_all();
         thread::sleep(Duration::from_millis(20));
     }
-    let silent = last.elapsed();
-    let expected = Duration::from_millis(950)..Duration::from_millis(3_000);
-    assert!(expected.contains(&silent), "{silent:?}");
+    let (most, least) = (before.elapsed(), last.elapsed());
+    assert!(most >= Duration::from_millis(950), "{most:?}");
+    assert!(least < Duration::from_millis(3_000), "{least:?}");
     assert_eq!(client.read(&mut [0]).ok(), Some(0));
     servers.stop();
 }
