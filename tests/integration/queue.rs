@@ -130,19 +130,24 @@ fn places_are_given_in_the_order_of_arrival() {
 #[test]
 fn the_wait_ends_at_its_limit_and_the_queue_has_an_end() {
     let servers = named(1);
-    let keys = "queue_timeout = \"300ms\"\nqueue_length = 1";
+    let keys = "queue_timeout = \"1m\"\nqueue_length = 1";
     let setup = setup("", "", keys, &limited(&servers[0], 1));
     let (_holder, _) = net::session(setup.front).unwrap();
-    let began = Instant::now();
-    let mut first = connect(setup.front).unwrap();
+    let longer = connect(setup.front).unwrap();
     setup.wait_waiting("queue", 1);
     assert_ends_now(&mut connect(setup.front).unwrap());
     setup.wait_closed("backends_full", 1);
+    reset(longer);
+    setup.wait_closed("client_left", 1);
+    setup.replace("queue_timeout = \"1m\"", "queue_timeout = \"300ms\"");
+    setup.command(&["reload"]);
+    let began = Instant::now();
+    let mut first = connect(setup.front).unwrap();
     assert!(matches!(read_all(&mut first), (bytes, End::Fin) if bytes.is_empty()));
     assert!(bounded(began.elapsed(), millis(300), secs(10)));
     setup.wait_closed("queue_timeout", 1);
     assert_eq!(setup.waits("queue", "timed_out"), 1.0);
-    let record = setup.tembuku.access_log(2).remove(1);
+    let record = setup.tembuku.access_log(3).remove(2);
     assert_eq!(record["close_reason"], "queue_timeout");
     assert!(record["queue_time"].as_f64() >= Some(0.3), "{record}");
     assert!(record["backend"].is_null());
@@ -318,8 +323,8 @@ fn a_held_session_tries_a_refusing_backend_again() {
     setup.wait_waiting("hold", held.len());
     let tries = || setup.tembuku.metric("backend_connect_errors_total", &[]);
     // Those that came together, and then one after the other.
-    let before = tries();
     let began = Instant::now();
+    let before = tries();
     wait_until("tries", secs(30), || tries() >= before + 5.0);
     assert!(began.elapsed() >= millis(700), "{:?}", began.elapsed());
     let _server = Server::named_on("back", &[backend]);
@@ -335,15 +340,20 @@ fn a_held_session_ends_at_hold_timeout() {
     let setup = setup(
         "",
         "",
-        "hold_timeout = \"300ms\"\nhold_length = 1",
+        "hold_timeout = \"1m\"\nhold_length = 1",
         "{ address = \"127.0.0.1:1\", down = true }",
     );
-    let mut first = connect(setup.front).unwrap();
+    let longer = connect(setup.front).unwrap();
     setup.wait_waiting("hold", 1);
     assert_ends_now(&mut connect(setup.front).unwrap());
+    setup.wait_closed("no_backend", 1);
+    reset(longer);
+    setup.wait_closed("client_left", 1);
+    setup.replace("hold_timeout = \"1m\"", "hold_timeout = \"300ms\"");
+    setup.command(&["reload"]);
+    let mut first = connect(setup.front).unwrap();
     assert!(read_all(&mut first).0.is_empty());
     setup.wait_closed("hold_timeout", 1);
-    setup.wait_closed("no_backend", 1);
 }
 
 /// A backend dies while sessions wait for a place there: they are held, and go to another.

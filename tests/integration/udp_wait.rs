@@ -95,21 +95,30 @@ fn a_flow_waits_for_a_place_with_its_first_datagram() {
 #[test]
 fn the_wait_of_a_flow_ends_at_its_limit_and_the_line_has_an_end() {
     let server = UdpServer::named("b1");
-    let keys = "queue_timeout = \"400ms\"\nqueue_length = 1";
-    let (front, tembuku) = limited("", keys, &server);
+    let front = ports::free_addr();
+    let config = |timeout: &str| {
+        let keys = format!("queue_timeout = \"{timeout}\"\nqueue_length = 1");
+        with_places(1, &config(front, "", &keys, &[server.addr]), &server)
+    };
+    let tembuku = Tembuku::start(&config("1m"));
     let holder = client(front);
     ask(&holder, "holds");
-    let began = Instant::now();
-    let waits = client(front);
-    waits.send(b"in vain").unwrap();
+    let longer = client(front);
+    longer.send(b"longer").unwrap();
     tembuku.wait_flows_waiting("queue", 1);
     client(front).send(b"one too many").unwrap();
     tembuku.wait_closed("backends_full", 1.0);
+    tembuku.kill_on(&server);
+    assert_eq!(receive_text(&longer), "b1 longer");
+    tembuku.reload(&config("400ms"));
+    let began = Instant::now();
+    let waits = client(front);
+    waits.send(b"in vain").unwrap();
     tembuku.wait_closed("queue_timeout", 1.0);
     assert!(began.elapsed() >= Duration::from_millis(400));
     tembuku.wait_dropped("backends_full", 2.0);
     tembuku.wait_flows(1.0);
-    assert_eq!(server.taken(), 1);
+    assert_eq!(server.taken(), 2);
 }
 
 #[test]
