@@ -145,7 +145,7 @@ fn on_drain_may_give_time_and_ends_them_at_a_pace() {
     println!("600 sessions ended from {first:?} to {last:?} after the drain");
     // 200 at once, and the others at 2,000 a second.
     assert!(bounded(first, millis(990), secs(4)), "{first:?}");
-    assert!(bounded(last - first, millis(150), secs(5)), "{last:?}");
+    assert!(bounded(last, millis(1_180), secs(9)), "{last:?}");
     setup.wait_closed("backend_drained", 600.0);
     assert_eq!(setup.active(0), 0.0);
 }

@@ -198,8 +198,8 @@ fn a_reset_after_a_half_close_is_still_a_reset() {
 fn a_silent_session_ends_at_the_idle_timeout() {
     let server = Server::named("b");
     let (tembuku, front) = front_of(server.addr, "idle_timeout = \"1s\"");
-    let (mut client, _) = net::session(front).unwrap();
     let start = Instant::now();
+    let (mut client, _) = net::session(front).unwrap();
     let (rest, end) = read_all(&mut client);
     let lasted = start.elapsed();
     assert!(
@@ -252,8 +252,8 @@ fn a_half_closed_session_may_not_be_silent_for_long() {
     );
     let mut client = connect(front).unwrap();
     client.write_all(b"question").unwrap();
-    client.shutdown(Shutdown::Write).unwrap();
     let start = Instant::now();
+    client.shutdown(Shutdown::Write).unwrap();
     let (answer, end) = read_all(&mut client);
     let lasted = start.elapsed();
     assert!(

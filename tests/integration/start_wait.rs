@@ -115,7 +115,7 @@ fn every_backend_needs_a_verdict() {
     let tembuku = Tembuku::start(&format!(
         "[process]\nstart_wait = \"10m\"\n[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
          [upstreams.u]\nbackends = [\"{}\", \"{}\", {{ address = \"127.0.0.1:9\", down = true }}]\n\
-         [upstreams.u.check]\nkind = \"send_expect\"\nexpect = \"a\"\ntimeout = \"500ms\"\n\
+         [upstreams.u.check]\nkind = \"send_expect\"\nexpect = \"a\"\ntimeout = \"2s\"\n\
          fall = 3\n",
         silent.addr, backend.addr,
     ));
