@@ -11,7 +11,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed},
     },
     thread,
     time::{Duration, Instant},
@@ -265,11 +265,14 @@ fn no_byte_is_lost_while_sessions_move() {
         48,
     );
     let seed = traffic.seed();
-    let is_over = Arc::new(AtomicBool::new(false));
+    let (is_over, steps) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicUsize::new(0)),
+    );
     let carrying = thread::spawn({
-        let is_over = Arc::clone(&is_over);
+        let (is_over, steps) = (Arc::clone(&is_over), Arc::clone(&steps));
         move || {
-            let carried = traffic.carry();
+            let carried = traffic.carry(&steps);
             is_over.store(true, Relaxed);
             carried
         }
@@ -279,6 +282,8 @@ fn no_byte_is_lost_while_sessions_move() {
         let report = servers.move_all();
         assert!(report.refused.is_empty(), "{report:?}");
         (moves, taken) = (moves + 1, taken + report.taken);
+        // A step is a move, and ten sessions or more.
+        steps.store(moves.min(taken as usize / 10), Relaxed);
         thread::sleep(Duration::from_millis(1));
     }
     let carried = carrying.join().unwrap_or_else(|_| panic!("seed {seed}"));

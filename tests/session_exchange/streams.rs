@@ -6,6 +6,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     os::unix::net::UnixListener,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
 };
@@ -13,6 +14,9 @@ use tembuku::internals::{plan::Addr, socket::unacknowledged};
 
 /// Nothing has moved for so long: bytes were lost.
 const STUCK: Duration = Duration::from_secs(20);
+/// Each way is written in so many parts, one after each step of the moves: they are made while bytes
+/// flow, however slow they are.
+pub const STEPS: usize = 12;
 /// A prime, so that no shift by a usual buffer size leads to the same bytes.
 const PERIOD: usize = 65_521;
 const CHUNK: usize = 64 << 10;
@@ -161,14 +165,15 @@ impl Traffic {
         self.seed
     }
 
-    /// Until every session is over.
-    pub fn carry(mut self) -> Carried {
+    /// Until every session is over. `steps`: of the moves so far.
+    pub fn carry(mut self, steps: &AtomicUsize) -> Carried {
         let mut last = Instant::now();
         loop {
             let now = Instant::now();
+            let part = (steps.load(Relaxed) + 1).min(STEPS);
             let (mut moved, mut is_over) = (false, true);
             for session in &mut self.sessions {
-                moved |= session.step(&self.bytes, &mut self.rng, now);
+                moved |= session.step(&self.bytes, &mut self.rng, now, part);
                 is_over &= session.is_over();
             }
             if is_over {
@@ -297,22 +302,31 @@ impl Session {
     }
 
     /// Returns whether something has moved.
-    fn step(&mut self, bytes: &[u8], rng: &mut Rng, now: Instant) -> bool {
+    fn step(&mut self, bytes: &[u8], rng: &mut Rng, now: Instant, part: usize) -> bool {
         let mut moved = false;
         for way in 0..2 {
-            moved |= self.write(way, bytes, rng, now);
+            let most = self.ways[way].total * part / STEPS;
+            moved |= self.write(way, bytes, rng, now, most);
             moved |= self.read(way, bytes, rng, now);
         }
         self.close_what_is_over();
         moved
     }
 
-    fn write(&mut self, from: usize, bytes: &[u8], rng: &mut Rng, now: Instant) -> bool {
+    /// `most`: how far this may go so far.
+    fn write(
+        &mut self,
+        from: usize,
+        bytes: &[u8],
+        rng: &mut Rng,
+        now: Instant,
+        most: usize,
+    ) -> bool {
         let (way, resetting) = (&mut self.ways[from], self.finish);
         let Some(socket) = &self.ends[from] else {
             return false;
         };
-        if way.written == way.total || now < way.write_at {
+        if way.written >= most || now < way.write_at {
             return false;
         }
         if self.urgent_at == Some(way.written) && from == 0 {
@@ -323,13 +337,11 @@ impl Session {
                 Err(_) => self.urgent_at = None,
             }
         }
-        let most = match (from, self.urgent_at) {
-            (0, Some(at)) => at - way.written,
-            _ => usize::MAX,
+        let to = match (from, self.urgent_at) {
+            (0, Some(at)) => at.min(most),
+            _ => most,
         };
-        let n = (1 + rng.below(way.chunk))
-            .min(way.total - way.written)
-            .min(most);
+        let n = (1 + rng.below(way.chunk)).min(to - way.written);
         match socket.send(way.at(bytes, way.written, n)) {
             Ok(n) => way.written += n,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return false,
