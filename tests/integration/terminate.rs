@@ -93,6 +93,42 @@ fn only_sessions_that_match_are_killed() {
     assert!(clients.iter_mut().all(|(stream, _)| is_over(stream)));
 }
 
+/// Those that wait get the places of those that are killed, and stay.
+#[test]
+fn sessions_that_take_the_places_of_killed_ones_stay() {
+    const PLACES: usize = 10;
+    let server = Server::named("b1");
+    let (addr, front) = (server.addr, ports::free_addr());
+    let tembuku = Tembuku::start(&format!(
+        "[process]\nworkers = 2\n[admin]\nsocket = \"{{dir}}/admin.sock\"\n\
+         [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nqueue_timeout = \"1m\"\n\
+         backends = [{{ address = \"{addr}\", max_connections = {PLACES} }}]\n"
+    ));
+    let mut killed = connect_many(front, PLACES);
+    let mut waiting: Vec<TcpStream> = (0..3 * PLACES).map(|_| connect(front).unwrap()).collect();
+    let waits = [("upstream", "u"), ("wait", "queue")];
+    tembuku.wait_metric("upstream_waiting_sessions", &waits, |n| n == 30.0);
+    // Places are free before the last is killed.
+    let shown = tembuku.succeed(&["kill", &addr.to_string(), "--rate", "10/s"]);
+    assert_eq!(shown, "terminated 10 sessions\n");
+    assert!(killed.iter_mut().all(|(stream, _)| is_over(stream)));
+    tembuku.wait_metric("upstream_waiting_sessions", &waits, |n| n == 20.0);
+    // They are in the order in which the workers accepted them, which may be another.
+    assert_eq!(server.live(), PLACES);
+    let mut served = 0;
+    for stream in &mut waiting {
+        stream.set_nonblocking(true).unwrap();
+        let named = stream.read(&mut [0; 3]).is_ok_and(|n| n == 3);
+        stream.set_nonblocking(false).unwrap();
+        if named {
+            echo(stream, "still here").unwrap();
+            served += 1;
+        }
+    }
+    assert_eq!(served, PLACES);
+}
+
 #[test]
 fn without_a_filter_nothing_is_killed() {
     let servers = server::named(1);

@@ -16,9 +16,12 @@ pub struct Kill {
     sessions: Arc<Sessions>,
     filter: Filter,
     scope: MatchScope,
-    selection: Selection,
-    /// Selected, and not terminated yet.
-    selected: Vec<Arc<Session>>,
+    /// `None` once all are selected.
+    selection: Option<Selection>,
+    /// When it began: the age of a session counts until then.
+    began: Instant,
+    /// Selected, and not terminated yet, with the backend that it had then.
+    selected: Vec<(Arc<Session>, u64)>,
     pacing: Pacing,
     pending: Pending,
     terminated: u64,
@@ -37,13 +40,14 @@ pub struct Killed {
 }
 
 impl Kill {
-    /// Of sessions that have begun by now. `per_second`: at most so many, and never faster than all
+    /// Of sessions that match by now. `per_second`: at most so many, and never faster than all
     /// terminations of the process together may be.
     pub fn new(state: &State, filter: Filter, per_second: Option<f64>) -> Self {
         let sessions = Arc::clone(&state.process.sessions);
         let scope = MatchScope::LiveBefore(sessions.next_id());
         Self {
-            selection: Selection::new(&sessions, filter.clone(), scope),
+            selection: Some(Selection::new(&sessions, filter.clone(), scope)),
+            began: Instant::now(),
             sessions,
             filter,
             scope,
@@ -88,21 +92,32 @@ impl Kill {
         }
     }
 
-    /// Returns whether there may be more.
+    /// Returns whether there may be more. None is terminated before all are selected: its place on a
+    /// backend goes to a session that waits, which would be on that backend then.
     async fn terminate_some(&mut self) -> bool {
-        if self.selected.is_empty() {
-            let Some(found) = self.selection.next_some(Instant::now()) else {
-                return false;
-            };
-            self.selected = found.into_iter().map(|found| found.session).collect();
-            tokio::task::yield_now().await;
+        if let Some(selection) = &mut self.selection {
+            match selection.next_some(self.began) {
+                Some(found) => {
+                    let sessions = found.into_iter().map(|found| found.session);
+                    self.selected.extend(sessions.map(|session| {
+                        let backend = session.backend();
+                        (session, backend)
+                    }));
+                    tokio::task::yield_now().await;
+                }
+                None => self.selection = None,
+            }
             return true;
+        }
+        if self.selected.is_empty() {
+            return false;
         }
         let granted = self.pacing.take(self.selected.len(), Instant::now());
         let rest = self.selected.len() - granted;
-        for session in self.selected.drain(rest..) {
-            // It may have ended while it waited for its time.
-            if session.phase() != Phase::Closing && session.end(CloseReason::Killed) {
+        for (session, backend) in self.selected.drain(rest..) {
+            // It may have ended, or have moved, while it waited for its time.
+            let is_there = self.filter.backend.is_none() || session.backend() == backend;
+            if is_there && session.phase() != Phase::Closing && session.end(CloseReason::Killed) {
                 self.terminated += 1;
                 self.pending.push(session);
             }
