@@ -27,9 +27,9 @@ mod references;
 mod schema;
 mod section;
 mod session_actions;
-pub(crate) mod text;
+pub mod text;
 mod upstream;
-pub(crate) mod value;
+pub mod value;
 
 pub use crate::config::text::problem::{Problem, Problems};
 pub use crate::config::text::suggestions::nearest;
@@ -41,10 +41,10 @@ pub use flags::{Flags, from_flags};
 pub use forwarding_loops::{ForwardingLoop, find_forwarding_loops};
 pub use hash::hash;
 pub use schema::schema;
-pub(crate) use text::report::Fault;
-pub(crate) use upstream::backend_with_defaults;
-pub(crate) use value::address::target as parse_target;
-pub(crate) use value::{
+pub use text::report::Fault;
+pub use upstream::backend_with_defaults;
+pub use value::address::target as parse_target;
+pub use value::{
     access::parse_peers, duration::parse as parse_duration, rate::parse as parse_rate,
 };
 

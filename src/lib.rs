@@ -7,20 +7,17 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("tembuku needs Linux: it relies on splice, SO_REUSEPORT and epoll");
 
+pub(crate) use tembuku_base::{handover, plan, proxy_protocol, sys};
+pub(crate) use tembuku_config::config;
+
 pub(crate) mod admin;
 pub(crate) mod cli;
-pub(crate) mod config;
 pub(crate) mod control;
 pub(crate) mod discover;
-pub(crate) mod handover;
-pub(crate) mod plan;
 pub(crate) mod probe;
 pub(crate) mod proxy;
-pub(crate) mod proxy_protocol;
 pub(crate) mod runtime;
 pub(crate) mod session;
-#[expect(unsafe_code, reason = "unsafe is confined to it")]
-pub(crate) mod sys;
 pub(crate) mod telemetry;
 pub(crate) mod upstream;
 

@@ -29,7 +29,12 @@ pub use udp::{FlowsMove, Protocol, ProxyOn, Udp, WhenFull};
 pub use words::{counted, no_backend_left};
 
 use reason::{Shortage, words};
-use std::{net::IpAddr, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 /// Everything one process does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -232,6 +237,15 @@ pub struct Bind {
 pub enum Addr {
     Tcp(SocketAddr),
     Unix(PathBuf),
+}
+
+impl fmt::Display for Addr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,13 +2,14 @@
 //! other in circles, and where `unsafe` may stand; and rules of style that the compiler does not
 //! check.
 
+use proc_macro2::{TokenStream, TokenTree};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
 use syn::{
-    Expr, ExprUnsafe, Item, ItemUse, UseTree,
+    Expr, ExprUnsafe, Item, ItemUse, UseTree, Visibility,
     spanned::Spanned as _,
     visit::{self, Visit},
 };
@@ -29,6 +30,9 @@ const ORDER: &[&[&str]] = &[
     &["handover", "plan", "proxy_protocol"],
     &["sys"],
 ];
+
+/// Those of the other crates of `src`, see ARCHITECTURE.md.
+const LOWER_CRATES: &[&str] = &["config", "handover", "plan", "proxy_protocol", "sys"];
 
 /// Modules that decide and do not act: no event loop, no sockets, no clock of their own.
 const PURE: &[&str] = &[
@@ -99,6 +103,12 @@ struct Names {
     functions: Vec<(String, usize)>,
     /// Lines with an error type that is text.
     text_errors: Vec<usize>,
+    /// Functions, types and constants that are `pub`.
+    public: Vec<String>,
+}
+
+fn public_name((visibility, name): (&Visibility, &syn::Ident)) -> Option<String> {
+    matches!(visibility, Visibility::Public(_)).then(|| name.to_string())
 }
 
 fn collect_use(tree: &UseTree, path: &mut Segments, names: &mut Names) {
@@ -126,6 +136,15 @@ fn collect_use(tree: &UseTree, path: &mut Segments, names: &mut Names) {
 impl<'a> Visit<'a> for Names {
     fn visit_item(&mut self, item: &'a Item) {
         if !is_test(item) {
+            let public = match item {
+                Item::Const(item) => Some((&item.vis, &item.ident)),
+                Item::Enum(item) => Some((&item.vis, &item.ident)),
+                Item::Fn(item) => Some((&item.vis, &item.sig.ident)),
+                Item::Struct(item) => Some((&item.vis, &item.ident)),
+                Item::Type(item) => Some((&item.vis, &item.ident)),
+                _ => None,
+            };
+            self.public.extend(public.and_then(public_name));
             visit::visit_item(self, item);
         }
     }
@@ -141,6 +160,8 @@ impl<'a> Visit<'a> for Names {
 
     fn visit_impl_item_fn(&mut self, item: &'a syn::ImplItemFn) {
         self.add_function(&item.sig, &item.block);
+        self.public
+            .extend(public_name((&item.vis, &item.sig.ident)));
         visit::visit_impl_item_fn(self, item);
     }
 
@@ -223,7 +244,7 @@ impl Crate {
     /// The file that a path leads to, when written in this module.
     fn file_of(&self, module: &str, path: &[String]) -> Option<String> {
         let mut at: Vec<&str> = match module {
-            "lib" | "main" => Vec::new(),
+            module if is_root(module) => Vec::new(),
             module => module.split("::").collect(),
         };
         let mut rest = path;
@@ -292,6 +313,11 @@ fn names(text: &str) -> Names {
     names
 }
 
+/// The file that names the modules of a crate.
+fn is_root(module: &str) -> bool {
+    matches!(module, "lib" | "main" | "base_lib" | "config_lib")
+}
+
 fn folder(module: &str) -> &str {
     module.split("::").next().unwrap_or(module)
 }
@@ -308,7 +334,7 @@ fn level(module: &str) -> usize {
 fn imports_go_downward_only() {
     let mut upward = Vec::new();
     for (module, used) in Crate::read().imports() {
-        if matches!(module.as_str(), "lib" | "main") {
+        if is_root(&module) {
             continue;
         }
         for used in used {
@@ -372,6 +398,43 @@ fn unsafe_stands_in_sys_alone() {
         let blocks = all.names(module).unsafe_blocks;
         let allowed = folder(module) == "sys" || blocks == 0;
         assert!(allowed, "{module}: unsafe outside sys");
+    }
+}
+
+/// The compiler reports no dead code that other crates could use.
+#[test]
+fn what_the_lower_crates_offer_is_used() {
+    let all = Crate::read();
+    let mut used: BTreeMap<String, usize> = BTreeMap::new();
+    for folder in ["src", "tests", "benches", "fuzz"] {
+        for path in files_below(folder).into_values() {
+            let text = fs::read_to_string(path).expect("readable");
+            count_idents(text.parse().expect("Rust"), &mut used);
+        }
+    }
+    let mut unused = Vec::new();
+    for module in all
+        .files
+        .keys()
+        .filter(|m| LOWER_CRATES.contains(&folder(m)))
+    {
+        let offered = all.names(module).public.into_iter();
+        unused.extend(
+            offered
+                .filter(|name| used[name] < 2)
+                .map(|name| format!("{module}: {name}")),
+        );
+    }
+    assert!(unused.is_empty(), "nothing uses:\n{}", unused.join("\n"));
+}
+
+fn count_idents(tokens: TokenStream, counts: &mut BTreeMap<String, usize>) {
+    for token in tokens {
+        match token {
+            TokenTree::Ident(ident) => *counts.entry(ident.to_string()).or_default() += 1,
+            TokenTree::Group(group) => count_idents(group.stream(), counts),
+            TokenTree::Punct(_) | TokenTree::Literal(_) => {}
+        }
     }
 }
 

@@ -88,7 +88,7 @@ mod tests {
 
     /// The first block in this language of a page.
     fn block(page: &str, language: &str) -> String {
-        let path = format!("{}/docs/{page}", env!("CARGO_MANIFEST_DIR"));
+        let path = format!("{}/../../docs/{page}", env!("CARGO_MANIFEST_DIR"));
         let text = std::fs::read_to_string(path).expect("a page");
         let begin = format!("```{language}\n");
         let block = text.split(&begin).nth(1).expect("a block");

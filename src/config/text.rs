@@ -2,8 +2,8 @@
 
 pub(super) mod excerpt;
 pub(super) mod problem;
-pub(crate) mod quote;
+pub mod quote;
 pub(super) mod report;
-pub(crate) mod shorten;
+pub mod shorten;
 pub(super) mod suggestions;
 pub(super) mod syntax;

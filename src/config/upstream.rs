@@ -278,7 +278,7 @@ fn read_backend<'a>(item: &'a Value<'a>, section: &Section<'a>) -> Option<(Backe
 }
 
 /// The keys of a backend that is discovered, all but its address.
-pub(crate) fn backend_with_defaults() -> Backend {
+pub fn backend_with_defaults() -> Backend {
     with_target("", Target::default())
 }
 

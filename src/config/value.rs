@@ -1,6 +1,6 @@
 //! Values of single keys, from text and back.
 
-pub(crate) mod access;
+pub mod access;
 pub(super) mod access_log;
 pub(super) mod address;
 pub(super) mod duration;
@@ -9,5 +9,5 @@ pub(super) mod host;
 pub(super) mod rate;
 pub(super) mod size;
 pub(super) mod unix_file;
-pub(crate) mod url;
+pub mod url;
 pub(super) mod zone;

@@ -8,6 +8,7 @@ pub use close::{Cut, Peer};
 pub use errno::{ErrorCause, Party};
 
 /// Declares an enum whose variants carry their word. More may be derived for it.
+#[macro_export]
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal,)* }) => {
         $(#[$doc])*
@@ -30,7 +31,7 @@ macro_rules! words {
     };
 }
 
-pub(crate) use words;
+pub use crate::words;
 
 words! {
     /// Why a session ended.

@@ -1,5 +1,7 @@
 //! What only datagrams need.
 
+use super::reason::CloseReason;
+
 /// The transport protocol of a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Protocol {
@@ -55,6 +57,37 @@ impl FlowsMove {
         drain: false,
         removed: false,
     };
+
+    pub fn does(self, reason: CloseReason) -> bool {
+        match reason {
+            CloseReason::RoleLost => self.role_lost,
+            CloseReason::Lagging => self.lag,
+            CloseReason::BackendDrained => self.drain,
+            CloseReason::BackendRemoved => self.removed,
+            CloseReason::BackendDown | CloseReason::BackendRefused => self.down,
+            CloseReason::Ok
+            | CloseReason::IdleTimeout
+            | CloseReason::HalfCloseTimeout
+            | CloseReason::ClientReset
+            | CloseReason::BackendReset
+            | CloseReason::ClientTimedOut
+            | CloseReason::BackendTimedOut
+            | CloseReason::ClientLeft
+            | CloseReason::ConnectFailed
+            | CloseReason::NoBackend
+            | CloseReason::BackendsFull
+            | CloseReason::QueueTimeout
+            | CloseReason::HoldTimeout
+            | CloseReason::Drained
+            | CloseReason::UntrustedHeader
+            | CloseReason::Recovered
+            | CloseReason::ListenerRemoved
+            | CloseReason::ResponseTimeout
+            | CloseReason::Evicted
+            | CloseReason::Killed
+            | CloseReason::Rebalanced => false,
+        }
+    }
 }
 
 /// Which datagrams to a backend begin with a PROXY protocol header.

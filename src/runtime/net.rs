@@ -8,7 +8,7 @@ pub use socket_file::{FileRights, SocketFile, check_listen_unix, listen_unix};
 
 pub use crate::runtime::executor::Stream;
 
-use crate::plan::{Addr, Keepalive, SocketOptions};
+use crate::plan::{Keepalive, SocketOptions};
 use nix::net::if_::if_indextoname;
 use socket2::{SockRef, TcpKeepalive};
 use std::{
@@ -46,15 +46,6 @@ impl fmt::Display for Client {
         match self {
             Self::Ip(address) => address.fmt(f),
             Self::Unix => f.write_str("unix:"),
-        }
-    }
-}
-
-impl fmt::Display for Addr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => address.fmt(f),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }

@@ -280,7 +280,7 @@ fn file(plan: &Plan) -> String {
 }
 
 fn compare(path: &str, generated: &str) {
-    let whole = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    let whole = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join(path);
     if std::env::var_os("TEMBUKU_BLESS").is_some() {
         fs::write(&whole, generated).expect("writable");
     }

@@ -20,9 +20,9 @@ pub(crate) type Span = Range<usize>;
 
 /// A rule that a value breaks; the caller adds the position of the value.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Fault {
-    pub(crate) message: String,
-    pub(crate) hint: Option<String>,
+pub struct Fault {
+    pub message: String,
+    pub hint: Option<String>,
 }
 
 /// A fault with a message that is formatted.
@@ -32,7 +32,7 @@ macro_rules! fault {
 pub(crate) use fault;
 
 impl Fault {
-    pub(crate) fn new(message: impl Into<String>) -> Self {
+    pub fn new(message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
             hint: None,
@@ -51,7 +51,7 @@ impl Fault {
         }
     }
 
-    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }

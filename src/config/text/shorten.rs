@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 /// `text`, but of one with more than `most` characters only its beginning and its end: what
 /// surrounds a long value in a message stays.
-pub(crate) fn shorten(text: &str, most: usize) -> Cow<'_, str> {
+pub fn shorten(text: &str, most: usize) -> Cow<'_, str> {
     // Bytes are at least as many.
     if text.len() <= most || text.chars().count() <= most {
         return Cow::Borrowed(text);

@@ -72,7 +72,7 @@ pub(crate) fn format_peers(peers: PeerSet) -> String {
     }
 }
 
-pub(crate) fn parse_peers(peers: &str) -> Result<PeerSet, Fault> {
+pub fn parse_peers(peers: &str) -> Result<PeerSet, Fault> {
     match peers {
         "all" => return Ok(PeerSet::All),
         "unix" => return Ok(PeerSet::Unix),

@@ -105,7 +105,7 @@ pub(crate) fn admin_socket(text: &str) -> Result<PathBuf, Fault> {
 }
 
 /// Where a session goes.
-pub(crate) fn target(text: &str) -> Result<Target, Fault> {
+pub fn target(text: &str) -> Result<Target, Fault> {
     read_target(text).map_err(|fault| fault.or_hint(OTHERS))
 }
 

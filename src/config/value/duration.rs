@@ -22,7 +22,7 @@ const UNITS: [(&str, u128); 7] = [
 
 const HINT: &str = "units: ms, s, m, h, d (also us, ns), as in \"250ms\", \"10s\", \"1h30m\"";
 
-pub(crate) fn parse(text: &str) -> Result<Duration, Fault> {
+pub fn parse(text: &str) -> Result<Duration, Fault> {
     let mut rest = text.trim();
     if rest.is_empty() {
         return Err(Fault::new("the duration is empty").hint(HINT));

@@ -10,7 +10,7 @@ const LIMIT_HINT: &str = "a whole number, as in \"100/s\" or \"30/m\"; \"0/s\" i
 const MOST_OF_LIMIT: u32 = 1_000_000;
 
 /// How often per second: more than 0.
-pub(crate) fn parse(text: &str) -> Result<f64, Fault> {
+pub fn parse(text: &str) -> Result<f64, Fault> {
     let wrong = || fault!("not a rate: {text:?}").hint(HINT);
     let (number, unit) = text.trim().split_once('/').ok_or_else(wrong)?;
     let seconds = match unit.trim() {

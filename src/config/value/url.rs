@@ -5,17 +5,17 @@ use std::{fmt, net::IpAddr};
 
 /// `http://` or `https://`, a host, and what a path begins with.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Url {
-    pub(crate) is_encrypted: bool,
+pub struct Url {
+    pub is_encrypted: bool,
     /// A name or an address, without brackets.
-    pub(crate) host: String,
-    pub(crate) port: u16,
+    pub host: String,
+    pub port: u16,
     /// Path and query; begins with a slash.
-    pub(crate) path: String,
+    pub path: String,
 }
 
 impl Url {
-    pub(crate) fn parse(text: &str) -> Result<Self, UrlError> {
+    pub fn parse(text: &str) -> Result<Self, UrlError> {
         let uri: Uri = text.parse().map_err(|_| UrlError::NotOne)?;
         let is_encrypted = match uri.scheme_str() {
             Some("http") => false,
@@ -54,12 +54,12 @@ impl Url {
     }
 
     /// With a path below this one. `path` begins with a slash.
-    pub(crate) fn join(&self, path: &str) -> String {
+    pub fn join(&self, path: &str) -> String {
         format!("{}{path}", self.path.trim_end_matches('/'))
     }
 
     /// What stands after `Host:`.
-    pub(crate) fn authority(&self) -> String {
+    pub fn authority(&self) -> String {
         let host = match self.host.contains(':') {
             true => format!("[{}]", self.host),
             false => self.host.clone(),
@@ -82,7 +82,7 @@ impl fmt::Display for Url {
 }
 
 /// Bytes that stand for themselves in a part of a path or of a query; others are escaped.
-pub(crate) fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     text.bytes().fold(String::new(), |mut escaped, byte| {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
@@ -96,7 +96,7 @@ pub(crate) fn escape(text: &str) -> String {
 
 /// Why a text is no such address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum UrlError {
+pub enum UrlError {
     NotOne,
     Scheme,
     User,

@@ -2,10 +2,7 @@
 //! another backend at any time.
 
 use super::{Pool, Search};
-use crate::{
-    plan::{FlowsMove, reason::CloseReason},
-    upstream::backend::Backend,
-};
+use crate::{plan::reason::CloseReason, upstream::backend::Backend};
 use std::{
     sync::{Arc, atomic::Ordering},
     time::Instant,
@@ -61,39 +58,6 @@ impl Pool {
     /// Whether a flow whose backend the network reports as gone has to move to another one.
     pub fn moves_if_unreachable(&self) -> bool {
         self.lock().moves.down
-    }
-}
-
-impl FlowsMove {
-    pub fn does(self, reason: CloseReason) -> bool {
-        match reason {
-            CloseReason::RoleLost => self.role_lost,
-            CloseReason::Lagging => self.lag,
-            CloseReason::BackendDrained => self.drain,
-            CloseReason::BackendRemoved => self.removed,
-            CloseReason::BackendDown | CloseReason::BackendRefused => self.down,
-            CloseReason::Ok
-            | CloseReason::IdleTimeout
-            | CloseReason::HalfCloseTimeout
-            | CloseReason::ClientReset
-            | CloseReason::BackendReset
-            | CloseReason::ClientTimedOut
-            | CloseReason::BackendTimedOut
-            | CloseReason::ClientLeft
-            | CloseReason::ConnectFailed
-            | CloseReason::NoBackend
-            | CloseReason::BackendsFull
-            | CloseReason::QueueTimeout
-            | CloseReason::HoldTimeout
-            | CloseReason::Drained
-            | CloseReason::UntrustedHeader
-            | CloseReason::Recovered
-            | CloseReason::ListenerRemoved
-            | CloseReason::ResponseTimeout
-            | CloseReason::Evicted
-            | CloseReason::Killed
-            | CloseReason::Rebalanced => false,
-        }
     }
 }
 
