@@ -65,6 +65,11 @@ impl Section {
         self.position(key).is_some()
     }
 
+    /// Whether `key = value` is one of its lines.
+    pub(super) fn has_line(&self, wanted: &str) -> bool {
+        self.lines.iter().any(|(line, _)| line == wanted)
+    }
+
     fn position(&self, key: &str) -> Option<usize> {
         let is_it = |line: &str| line.split_once(" = ").is_some_and(|(name, _)| name == key);
         self.lines.iter().position(|(line, _)| is_it(line))
@@ -78,8 +83,7 @@ impl Section {
     }
 
     fn is_udp(&self) -> bool {
-        let mut lines = self.lines.iter();
-        lines.any(|(line, _)| line == "protocol = \"udp\"")
+        self.has_line("protocol = \"udp\"")
     }
 
     /// A list with a line for each item, which is TOML, and its comment.
@@ -284,12 +288,16 @@ impl Document {
         [self.notes.len(), self.whole.len()]
     }
 
-    /// Takes back all notes but the first ones, as many as there were.
-    pub(super) fn take_back(&mut self, [notes, whole]: [usize; 2]) {
-        for note in self.notes.drain(notes..) {
-            self.noted.entry(note.place).and_modify(|count| *count -= 1);
-        }
+    /// Takes back all notes but the first ones, as many as there were, and returns them.
+    pub(super) fn take_back(&mut self, [notes, whole]: [usize; 2]) -> Vec<Note> {
         self.whole.truncate(whole);
+        let taken = self.notes.split_off(notes);
+        for note in &taken {
+            if let Some(count) = self.noted.get_mut(&note.place) {
+                *count -= 1;
+            }
+        }
+        taken
     }
 
     /// A block with everything in it of which nothing else is said.

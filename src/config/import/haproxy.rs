@@ -735,6 +735,104 @@ mod tests {
     }
 
     /// Twice the same key, or the same table, is no TOML.
+    /// HAProxy gives up a connect after the shorter of `inter` and `timeout connect`.
+    #[test]
+    fn a_check_of_the_connection_has_the_limit_of_a_connect() {
+        for (limits, option, timeout, entry) in [
+            ("", "", "2s", ""),
+            (
+                "timeout check 10s",
+                "",
+                "2s",
+                "`timeout check 10s`: it is for answers, and only",
+            ),
+            (
+                "timeout check 10s\n timeout connect 1s",
+                "",
+                "1s",
+                "`timeout check 10s`: it is for answers, and only",
+            ),
+            ("timeout connect 1s", "", "2s", ""),
+            (
+                "timeout check 10s",
+                "option redis-check",
+                "10s",
+                "is found after 10s, in HAProxy after 2s",
+            ),
+            (
+                "timeout check 1s",
+                "option redis-check",
+                "1s",
+                "f:4: timeout check 1s\n",
+            ),
+        ] {
+            let text = format!(
+                "listen a\n mode tcp\n bind :1\n {limits}\n {option}\n \
+                                server s 10.0.0.1:1 check\n"
+            );
+            let text = text.replace("\n \n", "\n");
+            let (toml, lists) = imported(&text);
+            let line = format!("\ntimeout = \"{timeout}\" ");
+            assert!(toml.contains(&line), "{text}\n{toml}");
+            assert!(lists.contains(entry), "{entry} in\n{lists}");
+        }
+    }
+
+    #[test]
+    fn why_no_server_is_taken_is_said() {
+        let text = "listen ok\n bind :1\n server s 10.0.0.1:1\nlisten a\n bind :2\n \
+                    server s 10.0.0.1\n server t \"${HOST}:1\"\nlisten b\n bind :3\n";
+        let (_, lists) = imported(text);
+        for part in [
+            "f:4-7: `listen a`: left out because of f:6: there is no port in it",
+            "also because of f:7: a variable of the environment",
+            "f:8-9: `listen b`: left out: there is no server\n",
+        ] {
+            assert!(lists.contains(part), "{part} in\n{lists}");
+        }
+    }
+
+    /// As both programs were seen to do it.
+    #[test]
+    fn what_a_client_sees_that_gets_no_server_is_listed() {
+        let lists = |lines: &str, servers: &str| {
+            imported(&format!(
+                "listen a\n mode tcp\n bind :1\n {lines}\n {servers}"
+            ))
+            .1
+        };
+        let two = "server s 10.0.0.1:1\n server t 10.0.0.2:1\n";
+        for (lines, entry) in [
+            (
+                "tcp-request connection reject if { src 10.0.0.1 }",
+                "is ended, by HAProxy reset",
+            ),
+            (
+                "tcp-request connection silent-drop if { src 10.0.0.1 }",
+                "HAProxy tells the client",
+            ),
+            (
+                "stick-table type ip size 1k store conn_cur\n tcp-request connection track-sc0 \
+                 src\n tcp-request connection reject if { src_conn_cur gt 1 }",
+                "is ended, by HAProxy reset",
+            ),
+            (
+                "retries 2",
+                "HAProxy waits, a second at most, and tries the same server again",
+            ),
+        ] {
+            let lists = lists(lines, two);
+            assert!(lists.contains(entry), "{entry} in\n{lists}");
+            assert!(!lists.contains("no other server is there"), "{lists}");
+        }
+        let content = lists("tcp-request content reject if { src 10.0.0.1 }", two);
+        assert!(!content.contains("HAProxy reset"), "{content}");
+        let one = "server s 10.0.0.1:1\n";
+        assert!(lists("", one).contains("HAProxy tries it 3 times more"));
+        assert!(lists("retries 5", one).contains("HAProxy tries it 5 times more"));
+        assert!(!lists("retries 0", one).contains("times more"));
+    }
+
     #[test]
     fn a_later_value_of_the_process_replaces_an_earlier_one() {
         let (toml, lists) = imported(
@@ -946,7 +1044,7 @@ mod tests {
     fn stick_decides_instead_of_balance() {
         let (toml, lists) = imported(
             "listen l\n mode tcp\n bind :1\n balance leastconn\n stick-table type ip size 1m\n \
-             stick on src\n server a 10.0.0.1:1\n",
+             stick on src\n server a 10.0.0.1:1\n server b 10.0.0.2:1\n",
         );
         assert!(toml.contains("balance = \"consistent_hash\""), "{toml}");
         let (_, differs) = lists.split_once("differs: 2").expect("the list");
@@ -1351,7 +1449,7 @@ mod tests {
         // Without a target there are none.
         let (toml, lists) = imported(
             "defaults\n mode tcp\n log global\n option tcplog\nlisten a\n bind :1\n\
-             server a 10.0.0.1:1\n",
+             server a 10.0.0.1:1\n server b 10.0.0.2:1\n",
         );
         assert!(
             !toml.contains("[log]") && lists.contains("differs: 0"),

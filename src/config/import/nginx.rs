@@ -60,6 +60,8 @@ pub(super) fn import(text: &str, origin: &str) -> Result<Document, String> {
 struct Import<'a> {
     document: Document,
     is_http: bool,
+    /// Whether there are several processes.
+    has_workers: bool,
     process: Option<Section>,
     log: Option<Section>,
     upstreams: BTreeMap<&'a str, &'a Directive>,
@@ -114,6 +116,7 @@ impl<'a> Import<'a> {
     fn main(&mut self, tree: &'a [Directive], proxy: &'a [Directive]) {
         for directive in tree {
             let place = &directive.place;
+            self.has_workers |= directive.name == "worker_processes" && directive.first() != "1";
             match directive.name.as_str() {
                 "worker_processes" => match directive.first().parse::<u16>() {
                     Ok(workers) => self.process(place).set("workers", workers, place),
@@ -927,6 +930,67 @@ mod tests {
             "{toml}"
         );
         assert!(lists.contains("not carried over: 0"), "{lists}");
+    }
+
+    /// Of each the sessions that nginx gives to the address.
+    #[test]
+    fn one_that_is_down_does_not_stop_the_same_server_that_is_not() {
+        for (servers, wanted, entry) in [
+            ("server a:1 down; server a:1;", "  \"a:1\", ", ""),
+            ("server a:1; server a:1 down;", "  \"a:1\", ", ""),
+            (
+                "server a:1 weight=3; server a:1 backup weight=5;",
+                "{ address = \"a:1\", weight = 3 }",
+                "",
+            ),
+            (
+                "server a:1 backup; server a:1 max_fails=2;",
+                "{ address = \"a:1\", max_fails = 2 }",
+                "",
+            ),
+            (
+                "server a:1 max_conns=1; server a:1 max_conns=2;",
+                "{ address = \"a:1\", weight = 2, max_connections = 3 }",
+                "",
+            ),
+            (
+                "server a:1 max_conns=1; server a:1;",
+                "{ address = \"a:1\", weight = 2 }",
+                "",
+            ),
+            (
+                "server a:1 down; server a:1 down;",
+                "{ address = \"a:1\", weight = 2, down = true }",
+                "",
+            ),
+            (
+                "server a:1 max_fails=1;\nserver a:1 max_fails=2;",
+                "{ address = \"a:1\", weight = 2, max_fails = 1 }",
+                "; the address is that of f:1, whose `max_fails` and `fail_timeout` hold",
+            ),
+        ] {
+            let text = format!(
+                "stream {{ upstream u {{ {servers} server b:1; }} \
+                 server {{ listen 1; proxy_pass u; }} }}"
+            );
+            let (toml, lists) = imported(&text);
+            assert!(toml.contains(wanted), "{wanted} in\n{toml}");
+            assert!(lists.contains(entry), "{entry} in\n{lists}");
+        }
+    }
+
+    #[test]
+    fn a_limit_that_each_process_of_nginx_counts_for_itself_is_listed() {
+        let lists = |processes: &str, zone: &str| {
+            let text = format!(
+                "worker_processes {processes}; stream {{ upstream u {{ {zone} \
+                 server 10.0.0.1:1 max_conns=2; }} server {{ listen 1; proxy_pass u; }} }}"
+            );
+            imported(&text).1
+        };
+        let entry = "`max_conns`: over all workers; without `zone` nginx counts in each";
+        assert!(lists("auto", "").contains(entry) && lists("2", "").contains(entry));
+        assert!(!lists("1", "").contains(entry) && !lists("2", "zone z 1m;").contains(entry));
     }
 
     #[test]

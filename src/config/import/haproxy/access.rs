@@ -53,7 +53,7 @@ impl Import<'_> {
                 let can_limit = is_only && !has_proxy && !section.has(PER_SOURCE);
                 if let Some(most) = source_limit(block, line).filter(|_| can_limit) {
                     section.set(PER_SOURCE, most, &line.place);
-                    self.carried(line);
+                    self.refusal(line);
                     continue;
                 }
                 let Some(rejects) = rejects(line) else {
@@ -83,6 +83,7 @@ impl Import<'_> {
         let list = joined(&sets);
         for rule in sets.iter().flatten() {
             match list.is_some() {
+                true if rule.rejects => self.refusal(rule.line),
                 true => self.carried(rule.line),
                 false => undecided.push((rule.line, NO_LIST.to_owned())),
             }
@@ -116,6 +117,21 @@ impl Import<'_> {
     }
 }
 
+impl Import<'_> {
+    /// What a client sees that a rule refuses.
+    fn refusal(&mut self, line: &Line) {
+        match (line.word(1), line.word(2)) {
+            (_, "silent-drop") => self.differs(line, DROPPED),
+            ("connection", _) => self.differs(line, RESET),
+            _ => self.carried(line),
+        }
+    }
+}
+
+/// As HAProxy and tembuku were seen to refuse clients; docs/coming-from-haproxy.md has all of it.
+const RESET: &str = "the connection of a client that it refuses is ended, by HAProxy reset";
+const DROPPED: &str = "the connection of a client that it refuses is ended, of which HAProxy tells \
+                       the client nothing";
 const OF_PEER: &str = "it looks at the peer, `access` at the client in the PROXY header";
 /// What the action of a script begins with.
 const SCRIPT: &str = "lua.";

@@ -23,10 +23,14 @@ impl Import<'_> {
         // What is noted of servers is noted when the section is made.
         let count = self.document.count();
         let servers = self.servers(block);
-        self.document.take_back(count);
+        let notes = self.document.take_back(count).into_iter();
         if servers.is_empty() {
-            let why = "there is no server".to_owned();
-            reasons.push((block.place.clone(), why));
+            let lost = notes.filter(|note| note.list == List::Lost);
+            let whys: Reasons = lost.map(|note| (note.place, note.text)).collect();
+            match whys.is_empty() {
+                true => reasons.push((block.place.clone(), "there is no server".to_owned())),
+                false => reasons.extend(whys),
+            }
         }
         let tls = servers.iter().filter(|server| server.get("ssl").is_some());
         reasons.extend(tls.map(|server| {

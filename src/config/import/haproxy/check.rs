@@ -1,10 +1,10 @@
 //! Checks: those of HAProxy's options, and the usual dialogues of `tcp-check`, as kinds.
 
 use super::{
-    super::document::{List, Place, Section},
+    super::document::{List, Place, Section, duration},
     Import,
     server::Server,
-    syntax::{Block, Line, time},
+    syntax::{Block, Line, milliseconds, time},
 };
 use crate::config::text::quote::{key, quoted};
 
@@ -86,15 +86,7 @@ pub(super) fn section(
             section.set(name, value, server.place_of(name));
         }
     }
-    let limit = block.last("timeout check");
-    let limit = limit.and_then(|line| Some((line, time(line.word(2))?)));
-    match limit.filter(|(_, limit)| limit != "0s") {
-        Some((line, limit)) => {
-            section.set("timeout", quoted(&limit), &line.place);
-            import.carried(line);
-        }
-        None => section.set("timeout", quoted(&interval), of_interval),
-    }
+    limit(import, &mut section, block, server);
     let has_tls = section.has("tls") || server.get("check-ssl").is_none();
     if !has_tls && ["httpchk", "redis-check"].contains(&name) {
         section.set("tls", quoted("require"), server.place_of("check-ssl"));
@@ -108,6 +100,51 @@ pub(super) fn section(
         import.note(List::Lost, server.place_of("addr"), &text);
     }
     section
+}
+
+/// How long a check may take. HAProxy has `inter` for a connect and for the whole; `timeout check`
+/// is for what follows the connect, which then ends after `timeout connect` as well.
+fn limit(import: &mut Import<'_>, section: &mut Section, block: &Block, server: &Server) {
+    let of_interval = server.place_of(if server.get("inter").is_some() {
+        "inter"
+    } else {
+        "check"
+    });
+    let limit_of = |line: &Line| milliseconds(line.word(2)).filter(|limit| *limit > 0);
+    let interval = server.get("inter").and_then(milliseconds).unwrap_or(2_000);
+    let answer = block
+        .last("timeout check")
+        .and_then(|line| Some((line, limit_of(line)?)));
+    let Some((line, answer)) = answer else {
+        section.set("timeout", quoted(&duration(interval)), of_interval);
+        return;
+    };
+    let connect = block.last("timeout connect");
+    let connect = connect.and_then(|line| Some((limit_of(line)?, &line.place)));
+    let shorter = connect.filter(|(limit, _)| *limit < interval);
+    let (connect, place) = shorter.unwrap_or((interval, of_interval));
+    if section.has_line("kind = \"tcp\"") {
+        section.set("timeout", quoted(&duration(connect)), place);
+        import.harmless(
+            line,
+            "it is for answers, and only the connection is checked",
+        );
+        return;
+    }
+    section.set("timeout", quoted(&duration(answer)), &line.place);
+    match answer > connect {
+        true => {
+            let connect = duration(connect);
+            let text = format!(
+                "`timeout` is for the connection, too: a server that does not answer at all is \
+                 found after {}, in HAProxy after {connect} (the shorter of `inter` and `timeout \
+                 connect`)",
+                duration(answer)
+            );
+            import.differs(line, &text);
+        }
+        false => import.carried(line),
+    }
 }
 
 /// The options of a backend that say how it is checked.

@@ -236,11 +236,13 @@ impl<'a> Import<'a> {
         }
         self.idle_limits(section, block, target);
         self.keepalive(section, block, target);
+        self.only_server(block, target);
         for (line, key, how) in [
             (
                 target.last("retries").or(block.last("retries")),
                 "retries",
-                "each attempt uses another backend",
+                "each attempt uses another backend, at once; HAProxy waits, a second at most, and \
+                 tries the same server again",
             ),
             (
                 block.last("maxconn"),
@@ -276,6 +278,24 @@ impl<'a> Import<'a> {
         if let Some(line) = block.last("backlog").filter(is_number) {
             section.set("backlog", line.word(1), &line.place);
             self.carried(line);
+        }
+    }
+
+    /// Where there is no other server to try.
+    fn only_server(&mut self, block: &Block, target: &Block) {
+        let retries = target.last("retries").or(block.last("retries"));
+        let retries = retries.map_or("3", |line| line.word(1));
+        let is_server = |line: &&Line| ["server", "server-template"].contains(&line.word(0));
+        let mut servers = target.lines.iter().filter(is_server);
+        if let (Some(only), None) = (servers.next(), servers.next())
+            && only.word(0) == "server"
+            && retries != "0"
+        {
+            let text = format!(
+                "a failed connect ends the session, since no other server is there; HAProxy tries \
+                 it {retries} times more, with pauses of a second at most"
+            );
+            self.note(List::Differs, &only.place, &text);
         }
     }
 

@@ -5,12 +5,16 @@ use super::{
     Directive, Import, value,
 };
 use crate::config::text::quote::quoted;
-use std::collections::HashMap;
+use std::{cmp::Ordering, collections::HashMap};
 
 /// A server of an upstream.
 struct Backend {
     address: String,
     weight: u64,
+    /// How many connections it may have; 0: any number.
+    most: Option<u64>,
+    is_backup: bool,
+    is_down: bool,
     /// `key = value` of other parameters.
     fields: Vec<String>,
     places: Vec<Place>,
@@ -23,6 +27,10 @@ impl Backend {
             fields.push(format!("weight = {}", self.weight));
         }
         fields.extend_from_slice(&self.fields);
+        fields.extend(self.most.map(|most| format!("max_connections = {most}")));
+        let words = [("backup", self.is_backup), ("down", self.is_down)];
+        let words = words.iter().filter(|(_, is_set)| *is_set);
+        fields.extend(words.map(|(word, _)| format!("{word} = true")));
         match fields.len() {
             1 => quoted(&self.address),
             _ => format!("{{ {} }}", fields.join(", ")),
@@ -138,12 +146,11 @@ impl<'a> Import<'a> {
                 }
             };
             let backend = self.backend(server, address);
-            // nginx takes it for another server, which has the same picks as a larger weight.
+            if backend.most > Some(0) {
+                self.note_workers(upstream, server);
+            }
             match positions.get(&backend.address) {
-                Some(position) => {
-                    backends[*position].weight += backend.weight;
-                    backends[*position].places.extend(backend.places);
-                }
+                Some(position) => self.merge(&mut backends[*position], backend, server),
                 None => {
                     positions.insert(backend.address.clone(), backends.len());
                     backends.push(backend);
@@ -158,10 +165,54 @@ impl<'a> Import<'a> {
         backends.iter().map(text).collect()
     }
 
+    /// nginx takes an address that is there twice for another server, which has the same picks as a
+    /// larger weight. One that gets sessions before the other decides alone.
+    fn merge(&mut self, known: &mut Backend, other: Backend, server: &Directive) {
+        let rank = |backend: &Backend| (backend.is_down, backend.is_backup);
+        let is_after = rank(known).cmp(&rank(&other));
+        let places = [known.places.as_slice(), &other.places].concat();
+        match is_after {
+            Ordering::Less => {}
+            Ordering::Greater => *known = other,
+            Ordering::Equal => {
+                known.weight += other.weight;
+                // Without a limit of one of them there is none.
+                known.most = known
+                    .most
+                    .zip(other.most)
+                    .and_then(|(a, b)| match a > 0 && b > 0 {
+                        true => a.checked_add(b),
+                        false => None,
+                    });
+                if known.fields != other.fields {
+                    let text = format!(
+                        "the address is that of {}, whose `max_fails` and `fail_timeout` hold",
+                        known.places[0]
+                    );
+                    self.document.note(List::Differs, &server.place, text);
+                }
+            }
+        }
+        known.places = places;
+    }
+
+    /// Each of nginx's processes counts for itself what is in no `zone`.
+    fn note_workers(&mut self, upstream: &Directive, server: &Directive) {
+        let has_zone = upstream.inside().iter().any(|d| d.name == "zone");
+        if self.has_workers && !has_zone {
+            let text = "`max_conns`: over all workers; without `zone` nginx counts in each of its \
+                        own";
+            self.document.note(List::Differs, &server.place, text);
+        }
+    }
+
     fn backend(&mut self, server: &Directive, address: String) -> Backend {
         let mut backend = Backend {
             address,
             weight: 1,
+            most: None,
+            is_backup: false,
+            is_down: false,
             fields: Vec::new(),
             places: vec![server.place.clone()],
         };
@@ -179,11 +230,20 @@ impl<'a> Import<'a> {
                     None => None,
                 },
                 "max_fails" => number().map(|n| format!("max_fails = {n}")),
-                "max_conns" => number().map(|n| format!("max_connections = {n}")),
+                "max_conns" if number().is_some() => {
+                    backend.most = number();
+                    continue;
+                }
                 "fail_timeout" => time().map(|t| format!("fail_timeout = {}", quoted(&t))),
                 "slow_start" => time().map(|t| format!("slow_start = {}", quoted(&t))),
-                "backup" => Some("backup = true".to_owned()),
-                "down" => Some("down = true".to_owned()),
+                "backup" => {
+                    backend.is_backup = true;
+                    continue;
+                }
+                "down" => {
+                    backend.is_down = true;
+                    continue;
+                }
                 "resolve" => {
                     is_resolved_again = true;
                     continue;
