@@ -107,7 +107,10 @@ fn write(
     input: &Input,
 ) -> Result<bool, String> {
     let report = document.report();
-    complain(&report.to_string());
+    // Without a text of its own, which may be of a million lines.
+    let mut lists = io::BufWriter::new(io::stderr().lock());
+    let _ = write!(lists, "{report}").and_then(|()| lists.flush());
+    drop(lists);
     if !document.has_listener() {
         let mut errors = document.errors("", None);
         errors.push(

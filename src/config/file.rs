@@ -1,6 +1,7 @@
 //! The whole file: sections, and the rules that hold between them.
 
 use std::{
+    collections::{HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
 };
@@ -60,15 +61,22 @@ fn read<'a>(table: &'a DeTable<'a>, report: &'a Report) -> Plan {
         })
         .collect();
     let names = named(&root, "upstreams");
-    let sure = listeners.iter().all(|read| {
+    let known: HashSet<&str> = names.iter().map(|(name, _)| *name).collect();
+    let mut by_upstream: HashMap<&str, Vec<&Listener>> = HashMap::new();
+    for read in &listeners {
         let upstream = read.listener.upstream.as_str();
-        read.sure && names.iter().any(|(name, _)| *name == upstream)
-    });
+        by_upstream
+            .entry(upstream)
+            .or_default()
+            .push(&read.listener);
+    }
+    let sure = listeners.iter().all(|read| read.sure)
+        && by_upstream.keys().all(|upstream| known.contains(upstream));
     let upstreams: Vec<Upstream> = names
         .into_iter()
         .filter_map(|(name, value)| {
             let section = Section::open(&keys::UPSTREAM, value, report)?.with_defaults(defaults);
-            let all = listeners.iter().map(|read| &read.listener);
+            let all = by_upstream.get(name).into_iter().flatten().copied();
             let references = References::of(name, all, sure, controlled);
             Some(upstream::read(name, &section, &references))
         })

@@ -93,8 +93,12 @@ fn edges<'a>(
             }
         }
     }
+    let by_name = upstreams
+        .iter()
+        .map(|upstream| (upstream.name.as_str(), upstream));
+    let by_name: HashMap<&str, &Upstream> = by_name.collect();
     let reached = |listener: &Listener| {
-        let upstream = upstreams.iter().find(|u| u.name == listener.upstream);
+        let upstream = by_name.get(listener.upstream.as_str()).copied();
         let mut edges = Vec::new();
         for (n, backend) in upstream.iter().flat_map(|u| u.backends.iter().enumerate()) {
             if !takes_sessions(backend) {

@@ -140,6 +140,54 @@ mod tests {
         config::parse(&made, "f").unwrap_or_else(|e| panic!("{made}\n{e}"));
     }
 
+    /// Eight times as many sections and rules take eight times as long, and not sixty.
+    #[test]
+    fn the_time_of_an_import_is_that_of_its_length() {
+        use rustix::time::{ClockId, clock_gettime};
+        let of_nginx = |n: usize| {
+            let servers = (2..n + 2).map(|n| {
+                format!(
+                    "upstream u{n} {{ server 10.0.0.1:{n}; }} log_format a b;\nlog_format c d; \
+                     server {{ listen 127.0.0.1:{n}; proxy_pass u{n}; }}\n"
+                )
+            });
+            format!("stream {{ {} }}", servers.collect::<String>())
+        };
+        let of_haproxy = |n: usize| {
+            let rules = (2..n + 2).map(|n| {
+                format!(
+                    " acl a{n} src 10.0.{}.{}\n tcp-request connection reject if a{n}\n",
+                    n / 250,
+                    n % 250
+                )
+            });
+            let rules = rules.collect::<String>();
+            let sections =
+                (2..n + 2).map(|n| format!("listen l{n}\n bind :{n}\n server s a:{n}\n"));
+            let sections = sections.collect::<String>();
+            format!("listen l\n mode tcp\n bind :1\n{rules} server a 10.0.0.1:1\n{sections}")
+        };
+        let cpu = || {
+            let now = clock_gettime(ClockId::ThreadCPUTime);
+            now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
+        };
+        let time = |program: Program, text: &str| {
+            let begin = cpu();
+            let made = import(text, program).expect("an import");
+            config::parse(&made, "f").expect("a configuration");
+            cpu() - begin
+        };
+        let texts: [(Program, &dyn Fn(usize) -> String); 2] =
+            [(Program::Nginx, &of_nginx), (Program::Haproxy, &of_haproxy)];
+        for (program, text) in texts {
+            let (short, long) = (time(program, &text(500)), time(program, &text(4_000)));
+            assert!(
+                long < short * 20.0,
+                "{program:?}: {short:.3} s, and {long:.3} s for eight times as much"
+            );
+        }
+    }
+
     #[test]
     fn a_file_of_the_other_program_is_recognised() {
         for (page, language, program) in PAGES {

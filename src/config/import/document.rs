@@ -13,6 +13,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fmt,
     net::IpAddr,
+    rc::Rc,
 };
 
 pub(super) use super::report::{List, Place, Reasons, left_out};
@@ -162,8 +163,10 @@ pub(super) fn host_name(address: &str) -> Option<&str> {
 pub struct Document {
     pub(super) sections: Vec<Section>,
     /// What is read, as it is quoted.
-    directives: BTreeMap<Place, String>,
+    directives: BTreeMap<Place, Rc<str>>,
     notes: Vec<Note>,
+    /// Those of notes, each once.
+    texts: HashSet<Rc<str>>,
     /// How many notes a directive has.
     noted: HashMap<Place, usize>,
     /// Where the other program listens, by UDP or not.
@@ -184,13 +187,18 @@ impl Document {
     /// A directive that has to be in one of the lists.
     pub(super) fn read(&mut self, place: &Place, text: &str) {
         if !self.directives.contains_key(place) {
-            self.directives.insert(place.clone(), shown(text));
+            self.directives.insert(place.clone(), shown(text).into());
         }
     }
 
     /// `text` says why; it may be empty for what is carried over.
     pub(super) fn note(&mut self, list: List, place: &Place, text: impl Into<String>) {
         let (place, text) = (place.clone(), one_line(&text.into()));
+        let text = self.texts.get(text.as_str()).cloned().unwrap_or_else(|| {
+            let text: Rc<str> = text.into();
+            self.texts.insert(text.clone());
+            text
+        });
         *self.noted.entry(place.clone()).or_default() += 1;
         self.notes.push(Note { list, place, text });
     }
@@ -437,16 +445,19 @@ impl Document {
         out
     }
 
-    fn quoted(&self, place: &Place) -> &str {
-        self.directives.get(place).map_or("", String::as_str)
+    fn quoted(&self, place: &Place) -> Rc<str> {
+        self.directives.get(place).cloned().unwrap_or_default()
     }
 
     /// Each directive in one list.
     pub fn report(&self) -> Report {
-        let mut notes = BTreeMap::<&Place, Vec<&Note>>::new();
-        for note in &self.notes {
-            notes.entry(&note.place).or_default().push(note);
-        }
+        let mut notes: Vec<&Note> = self.notes.iter().collect();
+        notes.sort_by(|a, b| a.place.cmp(&b.place));
+        let of = |place: &Place| {
+            let begin = notes.partition_point(|note| note.place < *place);
+            let rest = &notes[begin..];
+            &rest[..rest.partition_point(|note| note.place == *place)]
+        };
         let mut report = Report::new(self.unserved());
         let mut covered = HashSet::<&Place>::new();
         for (block, inside) in &self.whole {
@@ -454,8 +465,8 @@ impl Document {
             if covered.contains(block) {
                 continue;
             }
-            let list = verdict(notes.get(block).map_or(&[], Vec::as_slice)).0;
-            let is_open = |place: &&Place| !notes.contains_key(*place) && !covered.contains(place);
+            let list = verdict(of(block)).0;
+            let is_open = |place: &&Place| of(place).is_empty() && !covered.contains(place);
             let mut inside: Vec<&Place> = inside.iter().filter(is_open).collect();
             // The file of the block first.
             inside.sort_by_key(|place| (place.file != block.file, *place));
@@ -476,10 +487,10 @@ impl Document {
                     last = next;
                 }
                 let text = match first == block {
-                    true => verdict(notes.get(block).map_or(&[], Vec::as_slice)).1,
-                    false => format!("in {block}"),
+                    true => verdict(of(block)).1,
+                    false => format!("in {block}").into(),
                 };
-                report.add(list, first, last.line, self.quoted(first), &text);
+                report.add(list, first, last.line, self.quoted(first), text);
                 match rest.next() {
                     Some(next) => first = next,
                     None => break,
@@ -492,8 +503,8 @@ impl Document {
             .keys()
             .filter(|place| !covered.contains(place))
         {
-            let (list, text) = verdict(notes.get(place).map_or(&[], Vec::as_slice));
-            report.add(list, place, place.line, self.quoted(place), &text);
+            let (list, text) = verdict(of(place));
+            report.add(list, place, place.line, self.quoted(place), text);
         }
         report.sort();
         report

@@ -45,6 +45,7 @@ pub(super) fn import(text: &str, origin: &str) -> Result<Document, String> {
     }
     import.upstreams(proxy);
     import.around = proxy;
+    import.guards_of_all = access::guards(proxy, None);
     import.zones(proxy);
     let scope = Scope::default().within(proxy);
     import.other(proxy);
@@ -75,6 +76,8 @@ struct Import<'a> {
     bound: BTreeMap<(bool, String), Place>,
     /// What stands around the servers.
     around: &'a [Directive],
+    /// What may refuse clients of all servers.
+    guards_of_all: Vec<&'a Directive>,
     /// The logs around the servers.
     logs_of_all: HashSet<&'a Place>,
 }

@@ -50,7 +50,8 @@ impl List {
 pub(super) struct Note {
     pub(super) list: List,
     pub(super) place: Place,
-    pub(super) text: String,
+    /// Shared by all notes with this text.
+    pub(super) text: Rc<str>,
 }
 
 /// Why a block is left out, and where that stands.
@@ -85,10 +86,33 @@ pub(super) fn left_out(block: &Place, mut reasons: Reasons) -> String {
     format!("left out{}", parts.join("; also"))
 }
 
+/// A line of a list. A file may have a million directives, hence no text of its own.
+#[derive(Debug)]
+struct Entry {
+    list: List,
+    place: Place,
+    last: usize,
+    directive: Rc<str>,
+    text: Rc<str>,
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.place)?;
+        if self.last > self.place.line {
+            write!(f, "-{}", self.last)?;
+        }
+        match self.text.is_empty() {
+            true => write!(f, ": {}", self.directive),
+            false => write!(f, ": `{}`: {}", self.directive, self.text),
+        }
+    }
+}
+
 /// The lists.
 #[derive(Debug, Default)]
 pub struct Report {
-    lines: Vec<(List, Place, String)>,
+    entries: Vec<Entry>,
     /// Where only the other program listens.
     unserved: Vec<String>,
 }
@@ -96,7 +120,7 @@ pub struct Report {
 impl Report {
     pub(super) fn new(unserved: Vec<String>) -> Self {
         Self {
-            lines: Vec::new(),
+            entries: Vec::new(),
             unserved,
         }
     }
@@ -107,32 +131,30 @@ impl Report {
         list: List,
         place: &Place,
         last: usize,
-        directive: &str,
-        text: &str,
+        directive: Rc<str>,
+        text: Rc<str>,
     ) {
-        let range = match last > place.line {
-            true => format!("{place}-{last}"),
-            false => place.to_string(),
-        };
-        let line = match text.is_empty() {
-            true => format!("{range}: {directive}"),
-            false => format!("{range}: `{directive}`: {text}"),
-        };
-        self.lines.push((list, place.clone(), line));
+        self.entries.push(Entry {
+            list,
+            place: place.clone(),
+            last,
+            directive,
+            text,
+        });
     }
 
     /// By list, and by place in it.
     pub(super) fn sort(&mut self) {
-        self.lines.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
+        self.entries
+            .sort_by(|a, b| (a.list, &a.place).cmp(&(b.list, &b.place)));
     }
 
     pub fn has(&self, list: List) -> bool {
-        self.lines.iter().any(|(of, ..)| *of == list)
+        self.of(list).next().is_some()
     }
 
-    fn of(&self, list: List) -> impl Iterator<Item = &str> {
-        let lines = self.lines.iter().filter(move |(of, ..)| *of == list);
-        lines.map(|(_, _, line)| line.as_str())
+    fn of(&self, list: List) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(move |entry| entry.list == list)
     }
 
     fn unserved(&self) -> impl Iterator<Item = String> {
@@ -152,24 +174,27 @@ impl Report {
         add(&format!(
             "Made by `{command}`; each line names where it comes from."
         ));
-        let mut add_list = |title: Option<String>, lines: Vec<String>| {
-            let rest = lines.len().saturating_sub(MOST_COMMENTS);
-            if !lines.is_empty() {
+        let mut add_list = |title: Option<String>, count: usize, lines: Vec<String>| {
+            let rest = count.saturating_sub(MOST_COMMENTS);
+            if count > 0 {
                 add("");
             }
             title.iter().for_each(|title| add(title));
-            lines.iter().take(MOST_COMMENTS).for_each(|line| add(line));
+            lines.iter().for_each(|line| add(line));
             if rest > 0 {
                 add(&format!(
                     "  and {rest} more, which the command lists on standard error"
                 ));
             }
         };
-        add_list(None, self.unserved().collect());
+        let unserved = self.unserved().take(MOST_COMMENTS).collect();
+        add_list(None, self.unserved.len(), unserved);
         for list in [List::Lost, List::Differs] {
-            let lines: Vec<String> = self.of(list).map(|line| format!("  {line}")).collect();
-            let title = format!("{}: {}", list.title(), lines.len());
-            add_list(Some(title).filter(|_| !lines.is_empty()), lines);
+            let lines = self.of(list).take(MOST_COMMENTS);
+            let lines = lines.map(|entry| format!("  {entry}")).collect();
+            let count = self.of(list).count();
+            let title = format!("{}: {count}", list.title());
+            add_list(Some(title).filter(|_| count > 0), count, lines);
         }
         out.push('\n');
         out
@@ -202,20 +227,28 @@ impl fmt::Display for Report {
 }
 
 /// The list of a directive, and the text of its notes there.
-pub(super) fn verdict(notes: &[&Note]) -> (List, String) {
+pub(super) fn verdict(notes: &[&Note]) -> (List, Rc<str>) {
     let Some(list) = notes.iter().map(|note| note.list).max() else {
-        return (List::Lost, "nothing is known of it".to_owned());
+        return (List::Lost, "nothing is known of it".into());
     };
-    let mut texts: Vec<&str> = Vec::new();
+    let mut texts: Vec<&Rc<str>> = Vec::new();
     let is_of = |note: &&&Note| match list {
         List::Lost => note.list >= List::Differs,
         list => note.list == list,
     };
     for note in notes.iter().filter(is_of) {
         // What holds for several servers is said once.
-        if !note.text.is_empty() && !texts.contains(&note.text.as_str()) {
+        if !note.text.is_empty() && !texts.contains(&&note.text) {
             texts.push(&note.text);
         }
     }
-    (list, texts.join("; "))
+    let text = match texts[..] {
+        [] => "".into(),
+        [text] => text.clone(),
+        _ => {
+            let texts: Vec<&str> = texts.iter().map(|text| &***text).collect();
+            texts.join("; ").into()
+        }
+    };
+    (list, text)
 }

@@ -7,6 +7,7 @@ use super::{
     syntax::{Block, Line},
 };
 use crate::config::{text::quote::quoted, value::access::INSTEAD};
+use std::collections::HashSet;
 
 /// `accept` or `reject`, of clients in some networks or outside of them.
 struct Rule<'a> {
@@ -106,11 +107,9 @@ impl Import<'_> {
         if !rules.is_empty() {
             section.set_list("access", rules);
         }
-        let rules = || sets.iter().flatten().map(|rule| rule.line);
-        let is_used = |acl: &&Line| {
-            let mut words = rules().flat_map(|line| &line.words);
-            acl.word(0) == "acl" && words.any(|word| word.trim_start_matches('!') == acl.word(1))
-        };
+        let words = sets.iter().flatten().flat_map(|rule| &rule.line.words);
+        let words: HashSet<&str> = words.map(|word| word.trim_start_matches('!')).collect();
+        let is_used = |acl: &&Line| acl.word(0) == "acl" && words.contains(acl.word(1));
         for line in blocks.iter().flat_map(|block| block.all()).filter(is_used) {
             self.carried(line);
         }
@@ -205,12 +204,9 @@ fn counts_connections(block: &Block) -> bool {
 
 /// The key of a listener that limits what the rule looks at, also by the `acl` that it names.
 fn limit_instead(blocks: &[&Block], line: &Line) -> Option<&'static str> {
-    let names = |acl: &Line| {
-        let mut words = line.words.iter().skip(3);
-        words.any(|word| word.trim_start_matches('!') == acl.word(1))
-    };
-    let acls = blocks.iter().flat_map(|block| block.all());
-    let acls = acls.filter(|acl| acl.word(0) == "acl" && names(acl));
+    let names = line.words.iter().skip(3);
+    let names = names.map(|word| word.trim_start_matches('!'));
+    let acls = names.flat_map(|name| blocks.iter().flat_map(move |block| block.acls(name)));
     let mut words = [line].into_iter().chain(acls).flat_map(|line| &line.words);
     words.find_map(|word| {
         let word = word.trim_start_matches('!');

@@ -26,7 +26,9 @@ impl Import<'_> {
         let notes = self.document.take_back(count).into_iter();
         if servers.is_empty() {
             let lost = notes.filter(|note| note.list == List::Lost);
-            let whys: Reasons = lost.map(|note| (note.place, note.text)).collect();
+            let whys: Reasons = lost
+                .map(|note| (note.place, note.text.to_string()))
+                .collect();
             match whys.is_empty() {
                 true => reasons.push((block.place.clone(), "there is no server".to_owned())),
                 false => reasons.extend(whys),

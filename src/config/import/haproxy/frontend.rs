@@ -99,8 +99,15 @@ impl<'a> Import<'a> {
             (Some(line), _) => line,
             (None, "listen") => return Ok(block),
             (None, _) => {
-                let why = "it has no `default_backend`".to_owned();
-                return Err((block.place.clone(), why));
+                let mut lines = block.lines.iter();
+                let why = match lines.any(|line| line.word(0) == "use_backend") {
+                    true => {
+                        "conditions of `use_backend` do not select an upstream, and it has no \
+                         `default_backend`"
+                    }
+                    false => "it has no `default_backend`",
+                };
+                return Err((block.place.clone(), why.to_owned()));
             }
         };
         if line.word(1).contains("%[") {

@@ -57,8 +57,7 @@ impl Lists {
         if !term.is_name {
             return self.networks(&term.words);
         }
-        let is_it = |line: &&Line| line.word(0) == "acl" && line.word(1) == term.words[0];
-        let mut acls = block.all().filter(is_it).peekable();
+        let mut acls = block.acls(term.words[0]).peekable();
         acls.peek().ok_or_else(|| NO_LIST.to_owned())?;
         let of = |acl: &Line| {
             let words: Vec<&str> = acl.words.iter().skip(2).map(String::as_str).collect();

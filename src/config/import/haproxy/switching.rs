@@ -113,6 +113,5 @@ fn holds(block: &Block, line: &Line) -> Holds {
 /// Whether the section has the `acl`, or HAProxy itself.
 fn is_known(block: &Block, name: &str) -> bool {
     let is_its_own = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || "_.".contains(c);
-    let mut acls = block.all().filter(|line| line.word(0) == "acl");
-    name.chars().all(is_its_own) || acls.any(|acl| acl.word(1) == name)
+    name.chars().all(is_its_own) || block.acls(name).next().is_some()
 }

@@ -1,7 +1,7 @@
 //! The text of a HAProxy configuration: words, lines and sections.
 
 use super::super::document::{Place, duration};
-use std::{rc::Rc, str::Chars};
+use std::{cell::OnceCell, collections::HashMap, rc::Rc, str::Chars};
 
 /// What is in the way of an address with a variable of the environment.
 pub(super) const VARIABLE: &str = "a variable of the environment: write its value";
@@ -69,8 +69,10 @@ pub(super) struct Block {
     pub(super) name: String,
     pub(super) place: Place,
     pub(super) lines: Vec<Line>,
-    /// The lines of the `defaults` that hold for it.
-    pub(super) defaults: Vec<Line>,
+    /// The lines of the `defaults` that hold for it, which sections share.
+    pub(super) defaults: Rc<[Line]>,
+    /// Where an `acl` of a name is, of all lines.
+    acls: OnceCell<HashMap<String, Vec<usize>>>,
 }
 
 impl Block {
@@ -79,13 +81,28 @@ impl Block {
         self.defaults.iter().chain(&self.lines)
     }
 
+    /// All `acl` lines of a name.
+    pub(super) fn acls(&self, name: &str) -> impl Iterator<Item = &Line> {
+        let acls = self.acls.get_or_init(|| {
+            let mut acls = HashMap::<String, Vec<usize>>::new();
+            for (n, acl) in self.all().enumerate().filter(|(_, l)| l.word(0) == "acl") {
+                acls.entry(acl.word(1).to_owned()).or_default().push(n);
+            }
+            acls
+        });
+        let of_name = acls.get(name).into_iter().flatten();
+        of_name.map(|n| match n.checked_sub(self.defaults.len()) {
+            Some(own) => &self.lines[own],
+            None => &self.defaults[*n],
+        })
+    }
+
     /// All lines that begin with `word`; its own replace those of the defaults.
     pub(super) fn rules(&self, word: &str) -> Vec<&Line> {
         let of = |lines: &'_ [Line]| lines.iter().any(|line| line.word(0) == word);
-        let lines = if of(&self.lines) {
-            &self.lines
-        } else {
-            &self.defaults
+        let lines: &[Line] = match of(&self.lines) {
+            true => &self.lines,
+            false => &self.defaults,
         };
         lines.iter().filter(|line| line.word(0) == word).collect()
     }
@@ -101,6 +118,9 @@ impl Block {
         (found.word(0) != "no").then_some(found)
     }
 }
+
+/// More are no configuration.
+const MOST_LINES: usize = 1_000_000;
 
 /// A section begins with one of these words.
 const KINDS: [&str; 17] = [
@@ -128,7 +148,7 @@ pub(super) fn read(text: &str, origin: &str) -> Result<Vec<Block>, String> {
     let file: Rc<str> = origin.into();
     let mut blocks: Vec<Block> = Vec::new();
     // Each with its name.
-    let mut defaults: Vec<(String, Vec<Line>)> = Vec::new();
+    let mut defaults: Vec<(String, Rc<[Line]>)> = Vec::new();
     let text = text.trim_start_matches('\u{feff}');
     for (n, line) in text.lines().enumerate() {
         let place = Place {
@@ -136,6 +156,12 @@ pub(super) fn read(text: &str, origin: &str) -> Result<Vec<Block>, String> {
             line: n + 1,
             word: 0,
         };
+        if n >= MOST_LINES {
+            return Err(format!(
+                "{place}: more than {MOST_LINES} lines\n  hint: import it in parts, with \
+                 --sections"
+            ));
+        }
         let mut words = words(line).map_err(|why| format!("{place}: {why}"))?;
         // The names before HAProxy 1.3.
         let of_timeout = match words.first().map(String::as_str) {
@@ -167,9 +193,7 @@ pub(super) fn read(text: &str, origin: &str) -> Result<Vec<Block>, String> {
                 "frontend" | "backend" | "listen" => found,
                 _ => None,
             };
-            let inherited = inherited
-                .map(|(_, lines)| lines.clone())
-                .unwrap_or_default();
+            let inherited = inherited.map_or_else(Rc::default, |(_, lines)| lines.clone());
             let name = words.get(1).cloned().unwrap_or_default();
             blocks.push(Block {
                 header: Line {
@@ -181,6 +205,7 @@ pub(super) fn read(text: &str, origin: &str) -> Result<Vec<Block>, String> {
                 place,
                 lines: Vec::new(),
                 defaults: inherited,
+                acls: OnceCell::new(),
             });
         } else if let Some(block) = blocks.last_mut() {
             block.lines.push(Line { words, place });
@@ -303,6 +328,12 @@ mod tests {
         assert!(blocks[3].last("mode").is_some() && blocks[3].last("timeout client").is_none());
         assert!(blocks[4].last("timeout client").is_some() && blocks[4].last("option x").is_none());
         assert!(read("bind :1\n", "f").is_err());
+        let long = "\n".repeat(MOST_LINES) + "listen a\n";
+        let error = read(&long, "f").expect_err("too many lines");
+        assert!(
+            error.starts_with("f:1000001: more than 1000000 lines\n  hint: "),
+            "{error}"
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `allow` and `deny` as `access` of a listener, and what else nginx refuses clients by.
 
 use super::{
-    super::document::{List, Section, network, undecided},
+    super::document::{List, Place, Section, network, undecided},
     Directive, Import, Scope,
 };
 use crate::config::{text::quote::quoted, value::access::INSTEAD};
@@ -12,7 +12,9 @@ const UNDECIDED: &str = "without it clients would be served that nginx refuses: 
 impl<'a> Import<'a> {
     pub(super) fn access(&mut self, section: &mut Section, server: &'a Directive, scope: &Scope) {
         let mut list = Vec::new();
-        for guard in self.guards(server, scope) {
+        let pass = scope.last("proxy_pass").map(|pass| &pass.place);
+        let of_all = self.guards_of_all.clone().into_iter();
+        for guard in of_all.chain(guards(server.inside(), pass)) {
             self.undecided(guard, &mut list);
         }
         for rule in scope.all("access") {
@@ -41,26 +43,26 @@ impl<'a> Import<'a> {
         let text = format!("{UNDECIDED}; {INSTEAD}");
         self.document.note(List::Lost, &rule.place, text);
     }
+}
 
-    /// What may refuse clients of a server, and has no counterpart.
-    fn guards(&self, server: &'a Directive, scope: &Scope<'_>) -> Vec<&'a Directive> {
-        let pass = scope.last("proxy_pass").map(|pass| &pass.place);
-        let (mut guards, mut blocks) = (Vec::new(), vec![self.around, server.inside()]);
-        let mut next = 0;
-        while let Some(block) = blocks.get(next).copied() {
-            for directive in block.iter().filter(|d| d.name != "server") {
-                let is_location = directive.name == "location";
-                let mut inside = directive.inside().iter();
-                if is_location && inside.any(|d| Some(&d.place) == pass) {
-                    blocks.push(directive.inside());
-                } else if is_guard(directive) || is_location && has_rule(directive) {
-                    guards.push(directive);
-                }
+/// What may refuse clients, and has no counterpart. `pass`: the `proxy_pass` of the server, whose
+/// `location` is looked into.
+pub(super) fn guards<'a>(block: &'a [Directive], pass: Option<&Place>) -> Vec<&'a Directive> {
+    let (mut guards, mut blocks) = (Vec::new(), vec![block]);
+    let mut next = 0;
+    while let Some(block) = blocks.get(next).copied() {
+        for directive in block.iter().filter(|d| d.name != "server") {
+            let is_location = directive.name == "location";
+            let mut inside = directive.inside().iter();
+            if is_location && inside.any(|d| Some(&d.place) == pass) {
+                blocks.push(directive.inside());
+            } else if is_guard(directive) || is_location && has_rule(directive) {
+                guards.push(directive);
             }
-            next += 1;
         }
-        guards
+        next += 1;
     }
+    guards
 }
 
 fn is_guard(directive: &Directive) -> bool {

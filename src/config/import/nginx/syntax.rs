@@ -15,6 +15,9 @@ use std::{
 const MOST_FILES: usize = 1_000;
 /// Blocks and includes in each other, of which a file that includes itself has no end.
 const MOST_DEPTH: usize = 50;
+/// More are no configuration: each directive takes some 300 bytes until it is imported.
+const MOST_DIRECTIVES: usize = 1_000_000;
+const MOST_WORDS: usize = 4_000_000;
 /// What can be done about too much of an `include`.
 const IN_PARTS: &str = "take it out, and import what it names with `tembuku import nginx \
                         --sections FILE >> tembuku.toml`";
@@ -87,6 +90,8 @@ pub(in super::super) fn read(text: &str, origin: &str) -> Result<Vec<Directive>,
             .to_owned(),
         printed: files,
         rest_of_files: MOST_FILES,
+        rest_of_directives: MOST_DIRECTIVES,
+        rest_of_words: MOST_WORDS,
         rest_of_bytes: MOST_BYTES.saturating_sub(text.len() as u64),
     };
     reader.file(&name, &text, 0)
@@ -120,17 +125,20 @@ struct Reader {
     /// What may still be included.
     rest_of_files: usize,
     rest_of_bytes: u64,
+    rest_of_directives: usize,
+    rest_of_words: usize,
 }
 
 impl Reader {
     /// `depth`: of the `include` that names it.
     fn file(&mut self, name: &str, text: &str, depth: usize) -> Result<Vec<Directive>, String> {
-        let tokens = tokens(text, name)?;
+        let mut tokens = tokens(text, name, self.rest_of_words)?;
+        self.rest_of_words -= tokens.len();
         let source = Source {
             file: name.into(),
             words: tokens.len(),
         };
-        let mut rest = tokens.as_slice();
+        let mut rest = tokens.as_mut_slice();
         let directives = self.block(&mut rest, &source, depth)?;
         match rest.first() {
             Some((_, line)) => Err(format!("{name}:{line}: `}}` closes no block")),
@@ -140,36 +148,35 @@ impl Reader {
 
     fn block(
         &mut self,
-        rest: &mut &[(Token, usize)],
+        rest: &mut &mut [(Token, usize)],
         source: &Source,
         depth: usize,
     ) -> Result<Vec<Directive>, String> {
         let mut directives = Vec::new();
-        while let Some(((Token::Word(name), line), after)) = rest.split_first() {
+        while let Some((name, line)) = next_word(rest) {
             let place = Place {
                 file: source.file.clone(),
-                line: *line,
-                word: source.words - rest.len(),
+                line,
+                word: source.words - rest.len() - 1,
             };
-            *rest = after;
+            let Some(left) = self.rest_of_directives.checked_sub(1) else {
+                return Err(format!(
+                    "{place}: more than {MOST_DIRECTIVES} directives\n  hint: {IN_PARTS}"
+                ));
+            };
+            self.rest_of_directives = left;
             let mut arguments = Vec::new();
-            while let Some(((Token::Word(word), _), after)) = rest.split_first() {
-                arguments.push(word.clone());
-                *rest = after;
+            while let Some((word, _)) = next_word(rest) {
+                arguments.push(word);
             }
-            let block = match rest.split_first() {
-                Some(((Token::Semicolon, _), after)) => {
-                    *rest = after;
-                    None
-                }
-                Some(((Token::Open, _), after)) => {
-                    *rest = after;
+            let block = match next_sign(rest) {
+                Some(Token::Semicolon) => None,
+                Some(Token::Open) => {
                     check_depth(depth, &place)?;
                     let inside = self.block(rest, source, depth + 1)?;
-                    let Some(((Token::Close, _), after)) = rest.split_first() else {
+                    let Some(Token::Close) = next_sign(rest) else {
                         return Err(format!("{place}: the block `{name}` is not closed"));
                     };
-                    *rest = after;
                     Some(inside)
                 }
                 _ => return Err(format!("{place}: `{name}` does not end with a semicolon")),
@@ -177,7 +184,7 @@ impl Reader {
             match (name.as_str(), &block) {
                 ("include", None) => directives.extend(self.include(arguments, place, depth)?),
                 _ => directives.push(Directive {
-                    name: name.clone(),
+                    name,
                     arguments,
                     block,
                     place,
@@ -246,6 +253,22 @@ impl Reader {
         self.rest_of_bytes = most.checked_sub(read).ok_or_else(too_many_bytes)?;
         Ok(found)
     }
+}
+
+/// Takes the word that comes next, if one does.
+fn next_word(rest: &mut &mut [(Token, usize)]) -> Option<(String, usize)> {
+    let (Token::Word(word), line) = rest.first_mut()? else {
+        return None;
+    };
+    let next = (std::mem::take(word), *line);
+    rest.split_off_first_mut();
+    Some(next)
+}
+
+/// Takes the sign that comes next.
+fn next_sign(rest: &mut &mut [(Token, usize)]) -> Option<Token> {
+    let (sign, _) = rest.split_off_first_mut()?;
+    Some(std::mem::replace(sign, Token::Semicolon))
 }
 
 fn check_depth(depth: usize, place: &Place) -> Result<(), String> {
@@ -403,12 +426,17 @@ fn behind(pattern: &[u8], byte: u8) -> Option<&[u8]> {
 }
 
 /// Each token and its line.
-fn tokens(text: &str, file: &str) -> Result<Vec<(Token, usize)>, String> {
+fn tokens(text: &str, file: &str, most: usize) -> Result<Vec<(Token, usize)>, String> {
     let mut tokens = Vec::new();
     let mut chars = text.chars().peekable();
     let mut line = 1;
     while let Some(c) = chars.next() {
         let begin = line;
+        if tokens.len() >= most {
+            return Err(format!(
+                "{file}:{line}: more than {MOST_WORDS} words\n  hint: {IN_PARTS}"
+            ));
+        }
         match c {
             '\n' => line += 1,
             c if c.is_ascii_whitespace() || c == '\u{feff}' => {}
@@ -507,7 +535,7 @@ mod tests {
     use super::*;
 
     fn words(text: &str) -> Vec<String> {
-        let tokens = tokens(text, "f").expect("tokens");
+        let tokens = tokens(text, "f", MOST_WORDS).expect("tokens");
         let text = |(token, line)| match token {
             Token::Word(word) => format!("{line}:{word}"),
             other => format!("{line}:{other:?}"),
@@ -531,8 +559,8 @@ mod tests {
             ]
         );
         assert_eq!(words("a\\ b;"), ["1:a\\ b", "1:Semicolon"]);
-        assert!(tokens("\"a", "f").is_err_and(|e| e.contains("f:1: a quote")));
-        assert!(tokens("\"a\"b;", "f").is_err());
+        assert!(tokens("\"a", "f", 9).is_err_and(|e| e.contains("f:1: a quote")));
+        assert!(tokens("\"a\"b;", "f", 9).is_err());
     }
 
     #[test]
@@ -636,6 +664,20 @@ mod tests {
                        include b;\ninclude b;\n";
         assert!(super::read(printed, "-").is_err_and(|e| e.contains("/b:1: more than 50")));
         fs::remove_dir_all(folder).expect("removed");
+    }
+
+    #[test]
+    fn more_than_a_configuration_has_is_an_error() {
+        let error = read(&"a;".repeat(MOST_DIRECTIVES + 1), "f").expect_err("too much");
+        assert!(
+            error.starts_with("f:1: more than 1000000 directives\n  hint: "),
+            "{error}"
+        );
+        let error = tokens("a b\nc d", "f", 2).expect_err("too much");
+        assert!(
+            error.starts_with("f:1: more than 4000000 words\n  hint: "),
+            "{error}"
+        );
     }
 
     #[test]
