@@ -196,11 +196,12 @@ fn nginx_serves_the_same_clients() {
 fn a_client_that_has_left_counts_no_more() {
     // More than the kernel receives for a program that does not read.
     const SENT: usize = 200_000;
-    let endings: [(&str, fn(TcpStream), _); 2] = [
-        ("half_close = false", drop, End::Fin),
-        ("half_close = true", reset, End::Reset),
+    let fin: (fn(TcpStream), _) = (drop, End::Fin);
+    let endings = [
+        ("half_close = false", fin),
+        ("half_close = true", (reset, End::Reset)),
     ];
-    for (keys, leave, end) in endings {
+    for (keys, (leave, end)) in endings {
         let (server, streams) = Server::held();
         let front = ports::free_addr();
         let tembuku = Tembuku::start(&format!(
