@@ -420,12 +420,18 @@ fn a_failed_backend_gets_another_chance_after_fail_timeout() {
         std::thread::sleep(millis(20)); // the pace of the clients
     }
     // One client in each fail_timeout probes, and is served by the other.
+    let mut tried = began;
     wait_until("the dead backend is tried again", secs(10), || {
+        tried = Instant::now();
         assert_eq!(ask(setup.front).unwrap(), "b1");
         errors() == 2.0
     });
     assert_eq!(ask_many(setup.front, 10), vec!["b1"; 10]);
-    assert_eq!(errors(), 2.0);
+    let count = errors();
+    let passed = tried.elapsed();
+    if passed < millis(1_990) {
+        assert_eq!(count, 2.0, "asked again after {passed:?} already");
+    }
     let _back = Server::named_on("back", &[addr]);
     wait_until("the backend is used again", secs(10), || {
         ask(setup.front).unwrap() == "back"
