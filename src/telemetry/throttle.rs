@@ -9,8 +9,8 @@ use std::{
 pub const PERIOD: Duration = Duration::from_secs(10);
 
 /// Counts events of `N` kinds and decides when one of them is logged: the first at once, those that
-/// follow together, in at most one line each [`PERIOD`]. Counting takes one atomic addition and one
-/// load.
+/// follow together, in at most one line each [`PERIOD`]. Events that begin a [`PERIOD`] after the
+/// last are first ones again. Counting takes one atomic addition, a load and a store.
 ///
 /// An owner that calls [`Throttle::due`] every few seconds, and [`Throttle::rest`] at the end,
 /// loses no event: the sum of all counts is the number of events.
@@ -20,12 +20,33 @@ pub struct Throttle<const N: usize> {
     kinds: [EventKind; N],
 }
 
+/// What a line is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Events {
+    pub count: u64,
+    /// How long ago the last of them was, where the line comes later: it says nothing about now.
+    pub ago: Option<Duration>,
+}
+
 #[derive(Debug, Default)]
 struct EventKind {
     /// Events that are not logged yet.
     pending: AtomicU64,
     /// When the next line may be logged, in milliseconds since `began`.
     next: AtomicU64,
+    /// When the last event was, in the same.
+    last: AtomicU64,
+}
+
+impl Events {
+    /// The last of which has just happened.
+    pub fn now(count: u64) -> Self {
+        Self { count, ago: None }
+    }
+
+    pub fn seconds_ago(&self) -> Option<f64> {
+        self.ago.map(|ago| ago.as_millis() as f64 / 1e3)
+    }
 }
 
 impl<const N: usize> Throttle<N> {
@@ -39,23 +60,40 @@ impl<const N: usize> Throttle<N> {
     /// Counts `events` of this kind. Returns for how many events a line is to be logged now, if one
     /// is.
     pub fn add(&self, kind: usize, events: u64, now: Instant) -> Option<u64> {
-        let kind = self.kinds.get(kind)?;
+        let (kind, ms) = (self.kinds.get(kind)?, self.ms(now));
+        kind.last.store(ms, Relaxed);
         kind.pending.fetch_add(events, Relaxed);
-        kind.take(self.ms(now))
+        kind.take(ms, ms)
     }
 
-    /// The kinds for which a line is to be logged although no new event has come, each with the
-    /// number of events.
-    pub fn due(&self, now: Instant) -> impl Iterator<Item = (usize, u64)> {
+    /// The kinds for which a line is to be logged although no new event has come, each with its
+    /// events.
+    pub fn due(&self, now: Instant) -> impl Iterator<Item = (usize, Events)> {
         let ms = self.ms(now);
-        let due = move |(n, kind): (usize, &EventKind)| kind.take(ms).map(|count| (n, count));
-        self.kinds.iter().enumerate().filter_map(due)
+        // What comes a period after them is another matter, whose first event is not to wait for
+        // this line.
+        let take = move |kind: &EventKind| kind.take(ms, kind.last.load(Relaxed));
+        self.late(now, take)
     }
 
     /// All events that are not logged yet, whether or not a line is due.
-    pub fn rest(&self) -> impl Iterator<Item = (usize, u64)> {
-        let rest = |(n, kind): (usize, &EventKind)| kind.take_pending().map(|count| (n, count));
-        self.kinds.iter().enumerate().filter_map(rest)
+    pub fn rest(&self, now: Instant) -> impl Iterator<Item = (usize, Events)> {
+        self.late(now, EventKind::take_pending)
+    }
+
+    fn late(
+        &self,
+        now: Instant,
+        take: impl Fn(&EventKind) -> Option<u64>,
+    ) -> impl Iterator<Item = (usize, Events)> {
+        let ms = self.ms(now);
+        let late = move |(n, kind): (usize, &EventKind)| {
+            let count = take(kind)?;
+            let ago = ms.saturating_sub(kind.last.load(Relaxed));
+            let ago = Some(Duration::from_millis(ago));
+            Some((n, Events { count, ago }))
+        };
+        self.kinds.iter().enumerate().filter_map(late)
     }
 
     fn ms(&self, now: Instant) -> u64 {
@@ -65,13 +103,14 @@ impl<const N: usize> Throttle<N> {
 }
 
 impl EventKind {
-    fn take(&self, ms: u64) -> Option<u64> {
+    /// The events, if a line is due; the next is no sooner than a period after `since`.
+    fn take(&self, ms: u64, since: u64) -> Option<u64> {
         let next = self.next.load(Relaxed);
         if ms < next || self.pending.load(Relaxed) == 0 {
             return None;
         }
         // Of several threads that come here at once one logs.
-        let after = ms.saturating_add(PERIOD.as_millis() as u64);
+        let after = since.saturating_add(PERIOD.as_millis() as u64);
         self.next
             .compare_exchange(next, after, Relaxed, Relaxed)
             .ok()?;
@@ -100,10 +139,15 @@ mod tests {
         assert_eq!(throttle.add(0, 1, start + PERIOD + MS), None);
         // Another kind has a period of its own.
         assert_eq!(throttle.add(1, 7, start + PERIOD + MS), Some(7));
-        // After a silence the next one is the first again.
+        // After a silence the next one is the first again, also where those before have been
+        // logged only now.
         let later = start + 10 * PERIOD;
-        assert_eq!(throttle.due(later).collect::<Vec<_>>(), [(0, 1)]);
-        assert_eq!(throttle.add(0, 1, later + 2 * PERIOD), Some(1));
+        let one = Events {
+            count: 1,
+            ago: Some(9 * PERIOD - MS),
+        };
+        assert_eq!(throttle.due(later).collect::<Vec<_>>(), [(0, one)]);
+        assert_eq!(throttle.add(0, 1, later + MS), Some(1));
         assert_eq!(throttle.add(2, 1, later), None, "there is no such kind");
     }
 
@@ -114,12 +158,18 @@ mod tests {
         assert_eq!(throttle.add(2, 1, start), Some(1));
         assert_eq!(throttle.add(2, 4, start + MS), None);
         assert_eq!(throttle.due(start + PERIOD - MS).count(), 0);
-        assert_eq!(throttle.due(start + PERIOD).collect::<Vec<_>>(), [(2, 4)]);
+        let late = |count, ago| {
+            let ago = Some(ago);
+            [(2, Events { count, ago })]
+        };
+        let due: Vec<_> = throttle.due(start + PERIOD).collect();
+        assert_eq!(due, late(4, PERIOD - MS));
         assert_eq!(throttle.due(start + 2 * PERIOD).count(), 0);
         assert_eq!(throttle.add(2, 1, start + 2 * PERIOD), Some(1));
         assert_eq!(throttle.add(2, 2, start + 2 * PERIOD), None);
-        assert_eq!(throttle.rest().collect::<Vec<_>>(), [(2, 2)]);
-        assert_eq!(throttle.rest().count(), 0);
+        let end = start + 2 * PERIOD + 3 * MS;
+        assert_eq!(throttle.rest(end).collect::<Vec<_>>(), late(2, 3 * MS));
+        assert_eq!(throttle.rest(end).count(), 0);
     }
 
     #[test]
@@ -142,7 +192,7 @@ mod tests {
                 .map(|t| t.join().expect("no panic"))
                 .sum()
         });
-        let rest: u64 = throttle.rest().map(|(_, count)| count).sum();
+        let rest: u64 = throttle.rest(start).map(|(_, events)| events.count).sum();
         assert_eq!(logged + rest, 4000);
     }
 }

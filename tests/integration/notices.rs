@@ -83,7 +83,23 @@ fn a_pending_count_is_logged_when_no_more_events_come() {
     let second = poll(secs(40), || {
         lines(&tembuku, message, "refused").get(1).cloned()
     });
-    assert_eq!(second.expect("a second line")["count"], 4);
+    let second = second.expect("a second line");
+    assert_eq!(second["count"], 4);
+    // It does not read as if they had just happened.
+    assert!(
+        second["last_seconds_ago"].as_f64().unwrap() > 5.0,
+        "{second}"
+    );
+    assert_eq!(
+        lines(&tembuku, message, "refused")[0]["last_seconds_ago"],
+        Value::Null
+    );
+    // What comes next is a first event again.
+    assert_closed_at_once(front);
+    let third = poll(secs(3), || {
+        lines(&tembuku, message, "refused").get(2).cloned()
+    });
+    assert_eq!(third.expect("a third line, at once")["count"], 1);
 }
 
 #[test]

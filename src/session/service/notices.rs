@@ -4,7 +4,7 @@
 use super::Service;
 use crate::{
     plan::reason::{CloseReason, ConnectError, DropReason, RejectReason},
-    telemetry::throttle::Throttle,
+    telemetry::throttle::{Events, Throttle},
 };
 use std::{fmt::Display, io, time::Instant};
 
@@ -71,7 +71,7 @@ impl Service {
         let count = self.notices.rejected.add(reason as usize, 1, now);
         match (severity_of_rejection(reason), count) {
             (Severity::Info | Severity::Warning, Some(count)) => {
-                self.write_rejection(reason, Some(client), error, count);
+                self.write_rejection(reason, Some(client), error, Events::now(count));
             }
             (Severity::None, _) | (_, None) => {
                 tracing::debug!(listener = %self.plan.name, reason = reason.word(),
@@ -85,7 +85,7 @@ impl Service {
         reason: RejectReason,
         client: Detail<'_>,
         error: Detail<'_>,
-        count: u64,
+        events: Events,
     ) {
         let (listener, limit) = (&self.plan.name, self.limit_behind(reason));
         let client = client.map(tracing::field::display);
@@ -94,10 +94,11 @@ impl Service {
         match severity_of_rejection(reason) {
             Severity::None => {}
             Severity::Info => {
-                tracing::info!(%listener, reason = word, client, count, "client refused");
+                tracing::info!(%listener, reason = word, client, count = events.count,
+                    last_seconds_ago = events.seconds_ago(), "client refused");
             }
             Severity::Warning => tracing::warn!(%listener, reason = word, limit, client, error,
-                count, "client refused"),
+                count = events.count, last_seconds_ago = events.seconds_ago(), "client refused"),
         }
     }
 
@@ -143,7 +144,7 @@ impl Service {
             return;
         }
         match self.notices.unserved.add(reason as usize, 1, now) {
-            Some(count) => self.write_unserved(reason, Some(client), error, count),
+            Some(count) => self.write_unserved(reason, Some(client), error, Events::now(count)),
             None => tracing::debug!(listener = %self.plan.name, reason = reason.word(),
                 client = %client, "client not served"),
         }
@@ -154,12 +155,13 @@ impl Service {
         reason: CloseReason,
         client: Detail<'_>,
         error: Option<ConnectError>,
-        count: u64,
+        events: Events,
     ) {
         if let Some(message) = unserved_message(reason) {
             tracing::warn!(listener = %self.plan.name, upstream = %self.pool.name,
                 reason = reason.word(), client = client.map(tracing::field::display),
-                error = error.map(ConnectError::word), count, "{message}");
+                error = error.map(ConnectError::word), count = events.count,
+                last_seconds_ago = events.seconds_ago(), "{message}");
         }
     }
 
@@ -179,38 +181,41 @@ impl Service {
             return;
         }
         match self.notices.dropped.add(reason as usize, datagrams, now) {
-            Some(count) => self.write_dropped(reason, error, count),
+            Some(count) => self.write_dropped(reason, error, Events::now(count)),
             None => tracing::debug!(listener = %self.plan.name, reason = reason.word(), datagrams,
                 error = error.map(tracing::field::display), "datagrams dropped"),
         }
     }
 
-    fn write_dropped(&self, reason: DropReason, error: Option<&io::Error>, count: u64) {
+    fn write_dropped(&self, reason: DropReason, error: Option<&io::Error>, events: Events) {
         let (listener, word) = (&self.plan.name, reason.word());
         let error = error.map(tracing::field::display);
         match severity_of_drop(reason) {
             Severity::None => {}
             Severity::Info => {
-                tracing::info!(%listener, reason = word, count, "datagrams dropped");
+                tracing::info!(%listener, reason = word, count = events.count,
+                    last_seconds_ago = events.seconds_ago(), "datagrams dropped");
             }
             Severity::Warning => {
-                tracing::warn!(%listener, reason = word, error, count, "datagrams dropped");
+                tracing::warn!(%listener, reason = word, error, count = events.count,
+                    last_seconds_ago = events.seconds_ago(), "datagrams dropped");
             }
         }
     }
 
     pub fn log_failed_call(&self, call: Call, error: &io::Error, now: Instant) {
         match self.notices.calls.add(call as usize, 1, now) {
-            Some(count) => self.write_failed_call(call, Some(error), count),
+            Some(count) => self.write_failed_call(call, Some(error), Events::now(count)),
             None => tracing::debug!(listener = %self.plan.name, call = call.word(), %error,
                 "system call failed"),
         }
     }
 
-    fn write_failed_call(&self, call: Call, error: Option<&io::Error>, count: u64) {
+    fn write_failed_call(&self, call: Call, error: Option<&io::Error>, events: Events) {
         let message = call.message();
         tracing::warn!(listener = %self.plan.name, call = call.word(),
-            error = error.map(tracing::field::display), count, "{message}");
+            error = error.map(tracing::field::display), count = events.count,
+            last_seconds_ago = events.seconds_ago(), "{message}");
     }
 
     /// Logs the events that came after the last line about their kind.
@@ -226,33 +231,34 @@ impl Service {
 
     /// As [`Self::log_due`], at the end: without waiting for the period to pass.
     pub fn log_rest(&self) {
+        let now = Instant::now();
         let notices = &self.notices;
         self.write_all(
-            notices.rejected.rest(),
-            notices.unserved.rest(),
-            notices.dropped.rest(),
-            notices.calls.rest(),
+            notices.rejected.rest(now),
+            notices.unserved.rest(now),
+            notices.dropped.rest(now),
+            notices.calls.rest(now),
         );
     }
 
     fn write_all(
         &self,
-        rejected: impl Iterator<Item = (usize, u64)>,
-        unserved: impl Iterator<Item = (usize, u64)>,
-        dropped: impl Iterator<Item = (usize, u64)>,
-        calls: impl Iterator<Item = (usize, u64)>,
+        rejected: impl Iterator<Item = (usize, Events)>,
+        unserved: impl Iterator<Item = (usize, Events)>,
+        dropped: impl Iterator<Item = (usize, Events)>,
+        calls: impl Iterator<Item = (usize, Events)>,
     ) {
-        for (reason, count) in rejected {
-            self.write_rejection(RejectReason::ALL[reason], None, None, count);
+        for (reason, events) in rejected {
+            self.write_rejection(RejectReason::ALL[reason], None, None, events);
         }
-        for (reason, count) in unserved {
-            self.write_unserved(CloseReason::ALL[reason], None, None, count);
+        for (reason, events) in unserved {
+            self.write_unserved(CloseReason::ALL[reason], None, None, events);
         }
-        for (reason, count) in dropped {
-            self.write_dropped(DropReason::ALL[reason], None, count);
+        for (reason, events) in dropped {
+            self.write_dropped(DropReason::ALL[reason], None, events);
         }
-        for (call, count) in calls {
-            self.write_failed_call(Call::ALL[call], None, count);
+        for (call, events) in calls {
+            self.write_failed_call(Call::ALL[call], None, events);
         }
     }
 }
