@@ -254,7 +254,7 @@ impl Lifecycle {
             Some(number) => (number, 1),
             None => {
                 let entry = JournalEntry::new(&pool.name, transition);
-                transition_log::log(&entry, transition);
+                transition_log::log(&entry, transition, pool.role());
                 let sessions = entry.sessions;
                 (self.journal.record(entry), sessions)
             }

@@ -346,3 +346,78 @@ fn redis_benchmark_does_not_notice_a_switch_over() {
     println!("{written} before the switch, {total} at the end\n{report}");
     assert_held_and_served(&tembuku);
 }
+
+/// As README has it: what an operator orders is no fault, and a log without warnings shows that it
+/// went well.
+#[test]
+fn a_planned_fail_over_warns_of_nothing() {
+    let servers = [(); 3].map(|()| Redis::start(ports::free_addr()));
+    for replica in &servers[1..] {
+        replicate(replica, &servers[0]);
+    }
+    wait_until("the replicas are online", secs(30), || {
+        let text = info(servers[0].addr, "replication");
+        text.matches("state=online").count() == 2
+    });
+    let [old, new, other] = [0, 1, 2].map(|n: usize| servers[n].addr);
+    let front = ports::free_addr();
+    let of_role = |role: &str| {
+        format!(
+            "[listeners.{role}]\nbind = \"{}\"\nupstream = \"{role}\"\n\
+             [upstreams.{role}]\nhold_timeout = \"20s\"\n\
+             backends = [\"{old}\", \"{new}\", \"{other}\"]\n\
+             [upstreams.{role}.check]\nkind = \"redis\"\nrole = \"{role}\"\n\
+             interval = \"1s\"\ntimeout = \"900ms\"\n",
+            if role == "primary" {
+                front
+            } else {
+                ports::free_addr()
+            }
+        )
+    };
+    let tembuku = Tembuku::start(&format!(
+        "[log]\nformat = \"json\"\n[admin]\nsocket = \"{{dir}}/admin.sock\"\n{}{}",
+        of_role("primary"),
+        of_role("replica")
+    ));
+    let wait_available = |role: &str, count: f64| {
+        let labels = [("upstream", role)];
+        tembuku.wait_metric("upstream_available_backends", &labels, |n| n == count);
+    };
+    wait_available("primary", 1.0);
+    wait_available("replica", 2.0);
+    let load = Load::start(front);
+    load.wait_for_calls(CLIENTS);
+    let target = format!("primary/{old}");
+    tembuku.succeed(&["drain", &target, "--close-after", "5s", "--wait"]);
+    let order = format!("FAILOVER TO {} {}", new.ip(), new.port());
+    assert_eq!(call(old, &order).unwrap(), "+OK");
+    wait_until("the roles have changed", secs(20), || {
+        info(old, "replication").contains("role:slave")
+    });
+    tembuku.succeed(&["ready", &target, "--wait"]);
+    let state = |upstream: &str, backend: SocketAddr, state: &str| {
+        let backend = backend.to_string();
+        let labels = [
+            ("upstream", upstream),
+            ("backend", backend.as_str()),
+            ("state", state),
+        ];
+        tembuku.wait_metric("backend_state", &labels, |n| n == 1.0);
+    };
+    state("primary", new, "up");
+    state("replica", new, "standby");
+    state("replica", old, "up");
+    load.wait_for_calls(CLIENTS);
+    let calls = load.stop();
+    let errors: Vec<String> = calls.into_iter().filter_map(|call| call.error).collect();
+    assert_eq!(errors, [""; 0]);
+    let mut log = tembuku.log();
+    let promoted = "replica was promoted, backend is out of service";
+    assert!(
+        log.iter().any(|line| line["message"] == promoted),
+        "{log:#?}"
+    );
+    log.retain(|line| line["level"] == "WARN" || line["level"] == "ERROR");
+    assert_eq!(log, Vec::<serde_json::Value>::new());
+}

@@ -2,16 +2,22 @@
 
 use crate::{
     control::journal::{JournalEntry, seconds},
-    plan::reason::BackendState,
+    plan::{Role, reason::BackendState},
     upstream::pool::{Cause, Transition},
 };
 
-pub(super) fn log(entry: &JournalEntry, transition: &Transition) {
+/// `role`: the one that is required.
+pub(super) fn log(entry: &JournalEntry, transition: &Transition, role: Option<Role>) {
     let (upstream, backend, address) = (&entry.upstream, &entry.backend, &entry.address);
     let (from, to, reason) = (&*entry.from, &*entry.to, &*entry.reason);
     let transcript = entry.transcript.as_deref().unwrap_or_default();
     let doubt_seconds = seconds(transition.doubted_for);
     match &transition.cause {
+        // By the operator, who may have ordered the promotion, too.
+        Cause::Superseded(_) if transition.is_kept_out => {
+            tracing::info!(%upstream, %backend, %address, from, to, reason, transcript,
+                "another primary was promoted later");
+        }
         Cause::Superseded(_) => {
             tracing::warn!(%upstream, %backend, %address, from, to, reason, transcript,
                 "another primary was promoted later, backend is out of service");
@@ -25,6 +31,15 @@ pub(super) fn log(entry: &JournalEntry, transition: &Transition) {
         {
             tracing::warn!(%upstream, %backend, %address, from, to, reason, transcript,
                 doubt_seconds, "backend marked down");
+        }
+        // It is well, and what made it necessary has a line of its own.
+        Cause::Check { .. }
+            if transition.is_outage()
+                && transition.to == Some(BackendState::Standby)
+                && role == Some(Role::Replica) =>
+        {
+            tracing::info!(%upstream, %backend, %address, from, to, reason, transcript,
+                doubt_seconds, "replica was promoted, backend is out of service");
         }
         Cause::Check { .. } | Cause::OnePrimary if transition.is_outage() => {
             tracing::warn!(%upstream, %backend, %address, from, to, reason, transcript,

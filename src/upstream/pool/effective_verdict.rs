@@ -233,6 +233,11 @@ impl Pool {
         found.unwrap_or(Verdict::Down(None))
     }
 
+    /// The role that checks ask for.
+    pub fn role(&self) -> Option<Role> {
+        self.lock().review.role
+    }
+
     /// Whether all addresses are used, whatever their checks find.
     pub fn in_panic(&self) -> bool {
         self.lock().review.panic.is_some()
