@@ -51,7 +51,7 @@ struct Row<'a> {
     backend_addr: Option<String>,
     /// Our own port towards the backend; null on a unix socket, and while there is no connection.
     backend_port: Option<u16>,
-    /// "connecting", "relaying" or "closing".
+    /// "connecting", "queued", "held", "relaying" or "closing".
     state: &'static str,
     /// Why it is being terminated; null if it is not.
     close_reason: Option<&'static str>,

@@ -60,6 +60,19 @@ impl Setup {
             .wait_metric("sessions_closed_total", &labels, |n| n == count as f64);
     }
 
+    /// Waits until the states of all sessions, by their age, are these.
+    #[track_caller]
+    fn wait_states(&self, states: &[&str]) {
+        wait_until(&format!("{states:?}"), secs(10), || {
+            let json = self.tembuku.succeed(&["sessions", "--json"]);
+            let found: serde_json::Value = serde_json::from_str(&json).unwrap();
+            let mut found = found["sessions"].as_array().unwrap().clone();
+            found.sort_by_key(|session| session["id"].as_u64());
+            let found = found.iter().map(|session| session["state"].as_str());
+            found.eq(states.iter().map(|state| Some(*state)))
+        });
+    }
+
     #[track_caller]
     fn waits(&self, wait: &str, result: &str) -> f64 {
         let labels = [("upstream", "u"), ("wait", wait), ("result", result)];
@@ -371,10 +384,13 @@ fn what_waits_for_a_place_is_held_when_the_backend_dies() {
     assert_eq!(name, "b1");
     let mut waiting = connect(setup.front).unwrap();
     setup.wait_waiting("queue", 1);
+    setup.wait_states(&["relaying", "queued"]);
     setup.command(&["maint", &names[0]]);
     setup.wait_waiting("hold", 1);
+    setup.wait_states(&["relaying", "held"]);
     setup.command(&["ready", &names[1]]);
     assert_eq!(read_line(&mut waiting).unwrap(), "b2");
+    setup.wait_states(&["relaying", "relaying"]);
 }
 
 /// A key waits for its own backend, then takes another.

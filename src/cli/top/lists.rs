@@ -284,7 +284,11 @@ fn listener(l: &Listener, data: &Data) -> Entry {
 
 #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
 fn session(s: &Session, rate: Option<f64>) -> Entry {
-    let backend = s.backend.as_deref().map_or_else(|| "-".to_owned(), shown);
+    // Without one it is of interest why.
+    let waits = ["queued", "held"].contains(&&*s.state).then_some(&*s.state);
+    let backend = s.backend.as_deref();
+    let place = backend.or(waits).map_or_else(|| "-".to_owned(), shown);
+    let backend = backend.map_or_else(|| "-".to_owned(), shown);
     let port = s
         .backend_port
         .map_or_else(|| "-".to_owned(), |port| port.to_string());
@@ -292,7 +296,7 @@ fn session(s: &Session, rate: Option<f64>) -> Entry {
         key: s.id.to_string(),
         cells: vec![
             shown(&s.client),
-            backend.clone(),
+            place,
             span(s.age_seconds),
             span(s.idle_seconds),
             rate.map_or_else(|| "-".to_owned(), short),

@@ -473,7 +473,7 @@ impl SessionSender {
 }
 
 fn ask_those_that_connect(sessions: &[Arc<Session>]) {
-    for session in sessions.iter().filter(|s| s.phase() == Phase::Connecting) {
+    for session in sessions.iter().filter(|s| s.phase().seeks_backend()) {
         session.ask_to_leave();
     }
 }

@@ -66,7 +66,10 @@ pub(super) async fn wait_in_line(
 ) -> Result<Lease, NotPlaced> {
     loop {
         let carried = match seeker.poll_line(&mut waiting).await {
-            Stop::Over(waited) => return search.resume(waited).map_err(NotPlaced::Unserved),
+            Stop::Over(waited) => {
+                seeker.permits.session().set_waiting(None);
+                return search.resume(waited).map_err(NotPlaced::Unserved);
+            }
             Stop::Leaves(carried) => carried,
         };
         // Its place in the line stays until the other process has it.
@@ -114,7 +117,8 @@ impl Seeker<'_> {
                 return ended(CloseReason::ClientLeft, waiting);
             }
             match waiting.poll(cx.waker(), now) {
-                WaitProgress::Pending(until) => {
+                WaitProgress::Pending(lacks, until) => {
+                    session.set_waiting(Some(lacks));
                     if session.is_to_leave()
                         && let Some(carried) = waiting.carried(now)
                     {

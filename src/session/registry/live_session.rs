@@ -1,7 +1,7 @@
 //! One live session, as other threads see it.
 
 use crate::{
-    plan::reason::CloseReason,
+    plan::reason::{CloseReason, Shortage},
     runtime::net::Client,
     sys::{mutex::Mutex, socket::local_port},
     upstream::pool::Pool,
@@ -91,8 +91,12 @@ pub struct Session {
 /// How far a session is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// It has no backend yet.
+    /// It has no backend yet, and looks for one.
     Connecting,
+    /// It waits for a place at a full backend.
+    Queued,
+    /// It waits for a backend that is fit.
+    Held,
     Relaying,
     /// Both sides have ended, or the session is terminated, and the last bytes are under way.
     Closing,
@@ -102,8 +106,18 @@ impl Phase {
     pub fn word(self) -> &'static str {
         match self {
             Self::Connecting => "connecting",
+            Self::Queued => "queued",
+            Self::Held => "held",
             Self::Relaying => "relaying",
             Self::Closing => "closing",
+        }
+    }
+
+    /// Whether it is on its way to a backend.
+    pub fn seeks_backend(self) -> bool {
+        match self {
+            Self::Connecting | Self::Queued | Self::Held => true,
+            Self::Relaying | Self::Closing => false,
         }
     }
 }
@@ -117,6 +131,8 @@ impl BackendSocket {
     // No descriptor is negative.
     const CONNECTING: Self = Self(-1);
     const CLOSING: Self = Self(-2);
+    const QUEUED: Self = Self(-3);
+    const HELD: Self = Self(-4);
 
     fn open(socket: BorrowedFd<'_>) -> Self {
         Self(socket.as_raw_fd())
@@ -288,6 +304,16 @@ impl Session {
             .store(BackendSocket::open(socket).0, Ordering::Release);
     }
 
+    /// The session waits for what it lacks, or does not wait any more.
+    pub fn set_waiting(&self, lacks: Option<Shortage>) {
+        let link = match lacks {
+            None => BackendSocket::CONNECTING,
+            Some(Shortage::Full) => BackendSocket::QUEUED,
+            Some(Shortage::NoneFit) => BackendSocket::HELD,
+        };
+        self.link.store(link.0, Ordering::Release);
+    }
+
     /// Must be called before the socket towards the backend is closed.
     pub fn set_closing(&self) {
         self.link.store(BackendSocket::CLOSING.0, Ordering::Release);
@@ -302,6 +328,8 @@ impl Session {
             _ if self.must_end().is_some() => Phase::Closing,
             BackendSocket::CONNECTING => Phase::Connecting,
             BackendSocket::CLOSING => Phase::Closing,
+            BackendSocket::QUEUED => Phase::Queued,
+            BackendSocket::HELD => Phase::Held,
             BackendSocket(_) => Phase::Relaying,
         }
     }

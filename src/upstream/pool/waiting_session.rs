@@ -65,8 +65,8 @@ pub enum WaitProgress {
         has_limit: bool,
         waited: Duration,
     },
-    /// To be polled again when it is woken, and at this time.
-    Pending(Instant),
+    /// To be polled again when it is woken, also because it lacks something else, and at this time.
+    Pending(Shortage, Instant),
 }
 
 impl Pool {
@@ -189,7 +189,7 @@ impl WaitingSession {
         if now < deadline {
             waiter.wake_by(waker);
             let until = self.own.map_or(deadline, |(_, until)| until.min(deadline));
-            return WaitProgress::Pending(until);
+            return WaitProgress::Pending(lacks, until);
         }
         inner.line.leave(self.ticket, own);
         inner.note_left(now);

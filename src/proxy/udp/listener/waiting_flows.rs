@@ -124,8 +124,14 @@ impl WaitingFlow {
             WaitsFor::Backend(waiting) => waiting,
         };
         match waiting.poll(&context.mailbox.waker(token), now) {
-            WaitProgress::Pending(until) => Next::WaitUntil(until),
-            WaitProgress::Served(served) => Next::Serve(served),
+            WaitProgress::Pending(lacks, until) => {
+                self.beginning.permits.session().set_waiting(Some(lacks));
+                Next::WaitUntil(until)
+            }
+            WaitProgress::Served(served) => {
+                self.beginning.permits.session().set_waiting(None);
+                Next::Serve(served)
+            }
             WaitProgress::Ended {
                 lacks,
                 has_limit,

@@ -153,7 +153,7 @@ impl Both {
                     );
                     *place = Place::HasNew(served.lease);
                 }
-                WaitProgress::Pending(_) => {}
+                WaitProgress::Pending(..) => {}
                 WaitProgress::Ended { .. } => panic!("time stands still"),
             }
         }
@@ -230,7 +230,7 @@ fn places_that_are_taken_back_go_to_those_that_wait() {
     };
     assert!(matches!(
         first.poll(Waker::noop(), both.now),
-        WaitProgress::Pending(_)
+        WaitProgress::Pending(..)
     ));
     both.old.take_back_places(both.now);
     assert!(matches!(

@@ -94,7 +94,7 @@ impl Session {
     fn poll(&mut self, now: Instant) -> Outcome {
         let waiting = self.waiting.as_mut().expect("a session that waits");
         match waiting.poll(Waker::noop(), now) {
-            WaitProgress::Pending(until) => Outcome::Waits(until),
+            WaitProgress::Pending(_, until) => Outcome::Waits(until),
             WaitProgress::Served(served) => {
                 self.search = served.search;
                 self.position = Some(served.position);
@@ -479,8 +479,8 @@ fn wait_for_lease(
         match waiting.poll(waker, Instant::now()) {
             WaitProgress::Served(served) => return Some(served.lease),
             WaitProgress::Ended { .. } => return None,
-            WaitProgress::Pending(_) if leaves => return None,
-            WaitProgress::Pending(_) => {
+            WaitProgress::Pending(..) if leaves => return None,
+            WaitProgress::Pending(..) => {
                 thread::park_timeout(Duration::from_secs(20));
                 if now.elapsed() > Duration::from_secs(20) {
                     late.fetch_add(1, SeqCst);
