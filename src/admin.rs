@@ -24,8 +24,8 @@ mod terminate;
 mod upgrade;
 
 pub use crate::admin::format::{
-    OperatorSettings, SourceFigures, availability, earlier_settings, explain, is_good, is_well,
-    listener_name, load, reasons, size, source_text, span, state_rank,
+    Availability, OperatorSettings, SourceFigures, availability, earlier_settings, explain,
+    is_good, is_well, listener_name, load, reasons, size, source_text, span, state_rank,
 };
 pub use http::{AdminListener, serve};
 pub use render::Renderer;

@@ -25,11 +25,34 @@ pub fn load<'a>(
     }
 }
 
-/// How many backends of an upstream are available, how many of those are full, and how many
-/// sessions wait for a place or for a backend.
-pub fn availability(available: u64, total: usize, full: u64, queued: u64, held: u64) -> String {
-    let mut text = format!("{available} of {total} available");
-    for (count, what) in [(full, "full"), (queued, "queued"), (held, "held")] {
+/// How an upstream is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Availability {
+    pub available: u64,
+    /// Of so many backends.
+    pub total: usize,
+    /// Of those that are available.
+    pub full: u64,
+    /// Of the others: their connects have failed, and sessions try them again.
+    pub unproven: u64,
+    /// Of the others: no check has had a result since the start, or since they were put back.
+    pub unchecked: usize,
+    /// Sessions that wait for a place.
+    pub queued: u64,
+    /// Sessions that wait for a backend.
+    pub held: u64,
+}
+
+/// The same in words.
+pub fn availability(of: &Availability) -> String {
+    let mut text = format!("{} of {} available", of.available, of.total);
+    for (count, what) in [
+        (of.full, "full"),
+        (of.unproven, "unproven (tried)"),
+        (of.unchecked as u64, "not checked yet"),
+        (of.queued, "queued"),
+        (of.held, "held"),
+    ] {
         if count > 0 {
             text += &format!(", {count} {what}");
         }
@@ -219,6 +242,27 @@ mod tests {
             let text = load(1, 2, 3, 4, protocols.iter().copied());
             assert_eq!(text, expected, "{protocols:?}");
         }
+    }
+
+    #[test]
+    fn what_sessions_try_is_said_beside_what_is_available() {
+        let none = Availability {
+            total: 3,
+            ..Availability::default()
+        };
+        assert_eq!(availability(&none), "0 of 3 available");
+        let some = Availability {
+            available: 1,
+            full: 1,
+            unproven: 2,
+            unchecked: 1,
+            queued: 4,
+            held: 5,
+            ..none
+        };
+        let text = "1 of 3 available, 1 full, 2 unproven (tried), 1 not checked yet, 4 queued, \
+                    5 held";
+        assert_eq!(availability(&some), text);
     }
 
     #[test]

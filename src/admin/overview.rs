@@ -80,6 +80,7 @@ struct UpstreamRow {
     /// How many backends it has, without those that were removed.
     backends: usize,
     full: usize,
+    unproven: usize,
     queued: u64,
     held: u64,
     /// About its source of backends, in words.
@@ -334,6 +335,7 @@ fn heading(u: Upstream, named: usize) -> Candidate<UpstreamRow> {
             available: u.available,
             backends: named,
             full: u.full,
+            unproven: u.unproven,
             queued: u.queued,
             held: u.held,
             source,

@@ -4,8 +4,8 @@
 use super::status;
 use crate::{
     admin::format::{
-        OperatorSettings, availability, earlier_settings, explain, listener_name, load, reasons,
-        size, span,
+        Availability, OperatorSettings, availability, earlier_settings, explain, listener_name,
+        load, reasons, size, span,
     },
     control::State,
 };
@@ -112,13 +112,15 @@ fn write_upstream(out: &mut String, u: &status::Upstream) {
          <th class=n>in<th class=n>out</tr>",
         escape(&u.name),
         u.balance,
-        availability(
-            u.available as u64,
-            named(&u.backends),
-            u.full as u64,
-            u.queued,
-            u.held
-        ),
+        availability(&Availability {
+            available: u.available as u64,
+            total: named(&u.backends),
+            full: u.full as u64,
+            unproven: u.unproven as u64,
+            unchecked: u.backends.iter().filter(|b| b.is_unchecked()).count(),
+            queued: u.queued,
+            held: u.held,
+        }),
         u.discovery
             .as_ref()
             .map_or_else(String::new, describe_source)

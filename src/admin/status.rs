@@ -8,7 +8,7 @@ use crate::{
     control::{self, State, View},
     plan::{
         Addr, Origin,
-        reason::{CloseReason, DropReason, Shortage},
+        reason::{BackendState, CloseReason, DropReason, Shortage},
     },
     session::service::Service,
     upstream::pool::Pool,
@@ -102,6 +102,8 @@ pub(super) struct Upstream {
     pub(super) available: usize,
     /// Those of them that are full.
     pub(super) full: usize,
+    /// Those that are not available, since connects have failed, and that sessions try again.
+    pub(super) unproven: usize,
     /// Sessions that wait for a place at a full backend, and for a fit backend.
     pub(super) queued: u64,
     pub(super) held: u64,
@@ -201,6 +203,14 @@ pub(super) struct LastCheck {
     /// How far a replica is behind; null where no answer gives it.
     pub(super) lag_seconds: Option<f64>,
     pub(super) lag_bytes: Option<u64>,
+}
+
+impl Backend {
+    /// Whether no session gets it because no check of it has had a result yet.
+    pub(super) fn is_unchecked(&self) -> bool {
+        let is_ready = self.admin_state == "ready" && self.state == BackendState::Down.word();
+        is_ready && self.awaits_check && !self.available
+    }
 }
 
 pub(super) fn of(state: &State) -> Status {
@@ -325,6 +335,10 @@ fn upstream(pool: &Pool, discovery: Option<&control::Discovery>) -> Option<Upstr
         balance: pool.balance().word(),
         available: snapshots.iter().filter(|b| b.available).count(),
         full: snapshots.iter().filter(|b| b.full).count(),
+        unproven: snapshots
+            .iter()
+            .filter(|b| b.state == BackendState::Unproven && !b.available)
+            .count(),
         backends: snapshots
             .into_iter()
             .map(|b| {

@@ -149,6 +149,8 @@ pub(super) struct Upstream {
     #[serde(default)]
     pub(super) full: u64,
     #[serde(default)]
+    pub(super) unproven: u64,
+    #[serde(default)]
     pub(super) queued: u64,
     #[serde(default)]
     pub(super) held: u64,
@@ -194,6 +196,14 @@ impl Upstream {
     pub(super) fn named(&self) -> usize {
         let named = self.backends.iter().filter(|b| b.state != "removed");
         named.count()
+    }
+
+    /// How many backends no session gets because no check of them has had a result yet.
+    pub(super) fn unchecked(&self) -> usize {
+        let awaited = self.backends.iter().filter(|b| {
+            b.awaits_check && !b.available && b.admin_state == "ready" && b.state == "down"
+        });
+        awaited.count()
     }
 }
 

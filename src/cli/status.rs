@@ -7,8 +7,8 @@ use super::{
 };
 use crate::{
     admin::{
-        OperatorSettings, availability, earlier_settings, explain, listener_name, load, reasons,
-        size, span,
+        Availability, OperatorSettings, availability, earlier_settings, explain, listener_name,
+        load, reasons, size, span,
     },
     cli::response::{self, Backend, Listener, clean, clean_lines},
     plan::counted,
@@ -116,7 +116,15 @@ fn text(status: &response::Status, width: Option<usize>) -> String {
             "\nupstream {}: {}, {}\n",
             clean(&u.name),
             clean(&u.balance),
-            availability(u.available, u.named(), u.full, u.queued, u.held)
+            availability(&Availability {
+                available: u.available,
+                total: u.named(),
+                full: u.full,
+                unproven: u.unproven,
+                unchecked: u.unchecked(),
+                queued: u.queued,
+                held: u.held,
+            })
         );
         if let Some(discovery) = &u.discovery {
             out += &format!("{}\n", discovery.text());

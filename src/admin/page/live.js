@@ -288,7 +288,7 @@ const show = (overview, after) => {
   $("upstreams").replaceChildren(...overview.upstreams.rows.map(u => {
     const health = u.available === 0 ? "failed" : u.available < u.backends ? "unwell" : "";
     const li = make("li", null, health, `${u.name} (${u.balance}): ${u.available} of `
-      + `${u.backends} available${u.full ? `, ${u.full} full` : ""}${u.queued ? `, ${u.queued} queued` : ""}`
+      + `${u.backends} available${u.full ? `, ${u.full} full` : ""}${u.unproven ? `, ${u.unproven} unproven (tried)` : ""}${u.queued ? `, ${u.queued} queued` : ""}`
       + `${u.held ? `, ${u.held} held` : ""}`);
     if (u.source) make("div", li, "", u.source);
     return li;
