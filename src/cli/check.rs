@@ -12,7 +12,7 @@ use crate::{
         ProbeOutcome, ProbedBackend, SourceAnswer, StartError, StartErrors, WrongPrimaries,
         ask_sources_once, find_obstacles, find_wrong_primaries, may_bind, probe_once,
     },
-    plan::{Addr, Listener, Plan, counted},
+    plan::{Addr, Backend, Listener, Plan, Role, Upstream, counted},
     sys,
 };
 use std::{collections::BTreeSet, net::IpAddr, path::Path, process::ExitCode};
@@ -29,6 +29,7 @@ pub(super) fn dump(path: &Path) -> ExitCode {
 /// A summary goes to standard output, problems go to standard error.
 pub(super) fn run(path: &Path, file_only: bool) -> ExitCode {
     let checked = load(path).and_then(|plan| {
+        complain(&readers_of_two(&plan));
         if !file_only {
             for listener in &plan.listeners {
                 complain(&foreign_addresses(listener, is_local));
@@ -91,6 +92,7 @@ pub(super) fn probe(path: &Path) -> ExitCode {
         Ok(plan) => plan,
         Err(why) => return code(Err(why)),
     };
+    complain(&readers_of_two(&plan));
     let is_ready = match check_machine(&plan) {
         Ok(()) => true,
         Err(why) => {
@@ -262,6 +264,41 @@ fn foreign_addresses(listener: &Listener, is_local: impl Fn(IpAddr) -> bool) -> 
     foreign.iter().map(warning).collect()
 }
 
+/// Notes on upstreams for readers that have two servers, of which one is the primary: there is one
+/// replica at most, and none while one of the servers is lost.
+fn readers_of_two(plan: &Plan) -> String {
+    fn asks_for(upstream: &Upstream, role: Role) -> bool {
+        let check = upstream.check.as_ref();
+        check.is_some_and(|check| check.kind.role() == Some(role))
+    }
+    let are_two = |upstream: &&Upstream| {
+        let has = |b: &Backend| upstream.backends.iter().any(|own| own.text == b.text);
+        let mut primaries = plan.upstreams.iter().filter(|u| asks_for(u, Role::Primary));
+        let used = upstream.backends.iter().filter(|b| !b.down);
+        // Where another server is the primary, both are replicas.
+        used.count() == 2
+            && upstream.discover.is_none()
+            && primaries.all(|u| u.discover.is_none() && u.backends.iter().all(has))
+    };
+    let may_lose_all = |upstream: &&Upstream| {
+        let falls_back = upstream.check.as_ref().is_some_and(|c| c.role_fallback);
+        asks_for(upstream, Role::Replica) && !falls_back && are_two(upstream)
+    };
+    let note = |upstream: &Upstream| {
+        format!(
+            "note: upstream {}: if one of its two servers is the primary, no replica is left when \
+             the other one is lost or promoted\n  hint: role_fallback = true in its `check` lets \
+             readers use the primary meanwhile\n",
+            upstream.name
+        )
+    };
+    plan.upstreams
+        .iter()
+        .filter(may_lose_all)
+        .map(note)
+        .collect()
+}
+
 /// Where further backends come from, a line for each source.
 fn sources(plan: &Plan, path: &Path) -> String {
     let lines = plan.upstreams.iter().filter_map(|upstream| {
@@ -313,6 +350,36 @@ mod tests {
         let warning = warnings(false);
         assert_eq!(warning.matches("warning:").count(), 1, "{warning}");
         assert!(warning.contains("10.0.0.9"), "{warning}");
+    }
+
+    #[test]
+    fn readers_of_two_servers_are_told_of_role_fallback() {
+        let note = |backends: &str, check: &str, more: &str| {
+            let text = format!(
+                "[listeners.l]\nbind = \"0.0.0.0:1\"\nupstream = \"r\"\n\
+                 [listeners.w]\nbind = \"0.0.0.0:2\"\nupstream = \"w\"\n\
+                 [upstreams.r]\nbackends = [{backends}]\n\
+                 check = {{ kind = \"redis\", role = \"replica\"{check} }}\n\
+                 [upstreams.w]\nbackends = [\"a:1\", \"b:1\"{more}]\n\
+                 check = {{ kind = \"redis\", role = \"primary\" }}\n"
+            );
+            readers_of_two(&config::parse(&text, "test").expect("valid"))
+        };
+        let both = "\"a:1\", \"b:1\"";
+        let text = note(both, "", "");
+        assert_eq!(text.matches("note: upstream r: ").count(), 1, "{text}");
+        assert!(text.contains("role_fallback = true"), "{text}");
+        let down = ", { address = \"c:1\", down = true }";
+        assert_eq!(note(&(both.to_owned() + down), "", ", \"c:1\""), text);
+        for (backends, check, more) in [
+            (both, ", role_fallback = true", ""),
+            // Two replicas of another server, and three servers.
+            (both, "", ", \"c:1\""),
+            ("\"a:1\", \"b:1\", \"c:1\"", "", ", \"c:1\""),
+            ("\"a:1\"", "", ""),
+        ] {
+            assert_eq!(note(backends, check, more), "", "{backends} {check} {more}");
+        }
     }
 
     #[test]
