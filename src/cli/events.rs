@@ -3,6 +3,7 @@
 use super::{
     client::{AdminClient, At},
     code, complain,
+    table::{terminal_width, wrap_after_first},
 };
 use crate::{
     cli::response::{Event, Events, clean},
@@ -45,6 +46,7 @@ pub(super) fn run(args: &Arguments) -> ExitCode {
 fn show(client: &AdminClient, args: &Arguments) -> Result<(), String> {
     let mut printer = Printer {
         is_json: args.json,
+        width: terminal_width(),
         shown: BTreeMap::new(),
     };
     let mut page = client.events(None, Duration::ZERO)?;
@@ -92,6 +94,8 @@ fn next(client: &AdminClient, cursor: &str) -> Result<Events, String> {
 
 struct Printer {
     is_json: bool,
+    /// That of the terminal, if it is one.
+    width: Option<usize>,
     /// What has been shown of the later parts of an event, by its number and time.
     shown: BTreeMap<(u64, String), [bool; 2]>,
 }
@@ -102,7 +106,12 @@ impl Printer {
         let event = Event::read(value)?;
         let line = match self.is_json {
             true => format!("{value}\n"),
-            false => self.lines(&event),
+            false => match (self.lines(&event), self.width) {
+                // A line in a file or a pipe is an event.
+                (line, None) => line,
+                (line, Some(_)) if line.is_empty() => line,
+                (line, Some(width)) => wrap_after_first(line.trim_end(), width),
+            },
         };
         let mut out = io::stdout().lock();
         match out.write_all(line.as_bytes()).and_then(|()| out.flush()) {
@@ -256,6 +265,7 @@ mod tests {
     fn what_is_added_later_is_a_line_of_its_own() {
         let mut printer = Printer {
             is_json: false,
+            width: None,
             shown: BTreeMap::new(),
         };
         let mut show = |value: &Value| printer.lines(&Event::read(value).expect("every field"));

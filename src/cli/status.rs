@@ -60,10 +60,10 @@ fn text(status: &response::Status, width: Option<usize>) -> String {
     let protocols = status.listeners.iter().map(|l| l.protocol.as_str());
     let nodes = match p.nodes {
         0 | 1 => String::new(),
-        nodes => format!(", with the limits of one of {nodes} nodes"),
+        nodes => format!("with the limits of one of {nodes} nodes\n"),
     };
     let mut out = format!(
-        "tembuku {}: {}, pid {}, up {}, {}, configuration {}{nodes}\n",
+        "tembuku {}: {}, pid {}, up {}\n{}, configuration {}\n{nodes}",
         clean(&p.version),
         clean(&p.state),
         p.pid,
@@ -245,9 +245,9 @@ mod tests {
             ] }],
         });
         let expected = "\
-tembuku 1.2.3: running, pid 7, up 1h 2m 5s, 5 of 100 connections, 20 of 30 flows, \
-             configuration 0123456789abcdef, \
-             with the limits of one of 3 nodes
+tembuku 1.2.3: running, pid 7, up 1h 2m 5s
+5 of 100 connections, 20 of 30 flows, configuration 0123456789abcdef
+with the limits of one of 3 nodes
 previous: pid 6, 3 connections, 2 flows, since T0
 
 listener  protocol  upstream  sessions  total       in      out  address

@@ -143,11 +143,21 @@ fn line(row: &Row, widths: &[usize], terminal: Option<usize>) -> String {
     format!("{}\n{below}", line.trim_end())
 }
 
-/// Lines of this width, as far as words allow.
+/// Lines of this width, as far as words allow, those after the first indented.
+pub(super) fn wrap_after_first(text: &str, width: usize) -> String {
+    wrap_from("", text, width)
+}
+
+/// The same, all indented.
 fn wrap(text: &str, width: usize) -> String {
-    let (mut lines, mut line) = (String::new(), INDENT.to_owned());
+    wrap_from(INDENT, text, width)
+}
+
+/// `indent`: that of the first line.
+fn wrap_from(indent: &str, text: &str, width: usize) -> String {
+    let (mut lines, mut line) = (String::new(), indent.to_owned());
     for word in text.split(' ') {
-        let is_begun = line.len() > INDENT.len();
+        let is_begun = !line.trim_start().is_empty();
         if is_begun && line.chars().count() + 1 + word.chars().count() > width {
             lines = lines + &line + "\n";
             INDENT.clone_into(&mut line);
@@ -181,6 +191,18 @@ pub(super) fn fit(text: &str, width: usize, is_right: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn text_is_wrapped_between_words() {
+        let text = "one two three four";
+        assert_eq!(wrap_after_first(text, 13), "one two three\n    four\n");
+        assert_eq!(wrap_after_first(text, 80), "one two three four\n");
+        assert_eq!(wrap(text, 13), "    one two\n    three\n    four\n");
+        assert_eq!(
+            wrap_after_first("longer than that", 4),
+            "longer\n    than\n    that\n"
+        );
+    }
 
     const LONG: &str = "[2001:db8:85a3:8d3:1319:8a2e:370:7348]:16379";
 

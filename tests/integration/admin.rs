@@ -402,16 +402,17 @@ fn the_status_counts_flows_and_datagrams() {
         .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
         .collect();
     assert!(
-        lines[0].contains(&format!(" connections, 1 of {most} flows, configuration ")),
+        lines[1].contains(&format!(" connections, 1 of {most} flows, configuration ")),
         "{output}"
     );
+    assert!(lines[..2].iter().all(|line| line.len() <= 80), "{output}");
     assert_eq!(
-        lines[4],
+        lines[5],
         format!("udp udp back 1 1 3 B 8 B {}", setup.udp),
         "{output}"
     );
     assert_eq!(
-        lines[7..10],
+        lines[8..11],
         [
             "datagrams received sent dropped unanswered for what reason",
             "udp 1 2 0 0 -",

@@ -429,25 +429,25 @@ fn status_shows_drained_backends_and_their_sessions() {
         ]
     );
     // No listener receives datagrams.
-    assert!(lines[0].contains(&"connections,"), "{message}");
+    assert!(lines[1].contains(&"connections,"), "{message}");
     assert!(
         !message.contains("flows") && !message.contains("datagrams"),
         "{message}"
     );
-    assert_eq!(lines[3], accepted, "{message}");
+    assert_eq!(lines[4], accepted, "{message}");
     assert_eq!(
-        lines[5].join(" "),
+        lines[6].join(" "),
         "upstream back: round_robin, 1 of 2 available"
     );
     // For how long differs from one run to the next.
-    assert!(lines[7][2].ends_with('s'), "{message}");
-    let mut row = lines[7].clone();
+    assert!(lines[8][2].ends_with('s'), "{message}");
+    let mut row = lines[8].clone();
     row.remove(2);
     let shown = row.join(" ");
     let why = format!("{first} drained 2 2 1 - - set by the operator; since 20");
     assert!(shown.starts_with(&why), "{shown}");
-    assert_eq!(lines[8].join(" "), format!("{second} up - 1 1 1 - -"));
-    assert_eq!(lines.len(), 9);
+    assert_eq!(lines[9].join(" "), format!("{second} up - 1 1 1 - -"));
+    assert_eq!(lines.len(), 10);
     // And the same for programs.
     let json = stdout(&setup.cli(&["status", "--json"]));
     let json: Value = serde_json::from_str(&json).unwrap();

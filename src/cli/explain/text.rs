@@ -2,7 +2,7 @@
 
 use super::question::Question;
 use crate::{
-    cli::table::terminal_width,
+    cli::table::{terminal_width, wrap_after_first},
     config,
     plan::{Backend, Balance},
     upstream::explain::{Client, Counts, Move, Outcome, Process, Survey, survey},
@@ -23,25 +23,28 @@ pub(super) fn write(
 ) -> io::Result<()> {
     let upstream = question.upstream;
     let key = upstream.balance.hash_key().map(config::hash_key_text);
-    writeln!(
-        out,
-        "listener {}, upstream {}: {}{}",
-        question.listener.name,
-        upstream.name,
-        upstream.balance.word(),
-        key.map_or_else(String::new, |key| format!(" of {key}")),
-    )?;
-    writeln!(out, "as in {}", question.model())?;
-    if let Some(role) = question.unknown_role() {
-        writeln!(
-            out,
+    let layout = Layout::of(question);
+    let mut head = vec![
+        format!(
+            "listener {}, upstream {}: {}{}",
+            question.listener.name,
+            upstream.name,
+            upstream.balance.word(),
+            key.map_or_else(String::new, |key| format!(" of {key}")),
+        ),
+        format!("as in {}", question.model()),
+    ];
+    head.extend(question.unknown_role().map(|role| {
+        format!(
             "which backend is a {} is not known here, so that all of them are counted in: \
              --running knows it",
             role.word(),
-        )?;
+        )
+    }));
+    for line in head {
+        write!(out, "{}", wrap_after_first(&line, layout.terminal))?;
     }
     writeln!(out)?;
-    let layout = Layout::of(question);
     let mut left = layout.clients;
     let each = |process: &Process<'_>, client: Client, outcome: &Outcome| {
         if left == 0 {

@@ -32,8 +32,8 @@ const CLIENTS: [&str; 8] = [
 
 const TEXT: &str = "\
 listener cache, upstream redis: consistent_hash of $remote_addr
-as in a fresh process in which nothing has failed; the clients come one after the other, \
-and none stays
+as in a fresh process in which nothing has failed; the clients come one after
+    the other, and none stays
 
 192.0.2.1        10.0.0.3:6379  the key's hash is db610037, the next point on the ring is dc09fde6
 192.0.2.77:5000  10.0.0.2:6379  the key's hash is 8483290b, the next point on the ring is 848f3a2e
@@ -76,8 +76,8 @@ fn unknown_roles_come_first() {
     let (head, _) = text.split_once("\n\n").unwrap();
     assert!(
         head.ends_with(
-            "which backend is a replica is not known here, so that all of them are \
-                        counted in: --running knows it"
+            "\nwhich backend is a replica is not known here, so that all of them are counted\n    in: \
+             --running knows it"
         ),
         "{head}"
     );
