@@ -367,11 +367,12 @@ impl<'a> MysqlDialogue<'a> {
         };
         let is_late = |most| lag.is_none_or(|lag| lag > most);
         let result = match &fault {
-            _ if self.settings.max_lag.is_some_and(is_late) => CheckResult::Lagging,
+            // It is behind for that.
             Some(fault) if self.settings.replicating => {
                 transcript += &format!(": {fault}");
                 CheckResult::NotReplicating
             }
+            _ if self.settings.max_lag.is_some_and(is_late) => CheckResult::Lagging,
             _ => CheckResult::Ok,
         };
         let mut answer = Answer::new(result, transcript);
