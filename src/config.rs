@@ -58,7 +58,9 @@ pub fn load(path: &Path) -> Result<Plan, Problems> {
     let origin = path.display().to_string();
     let origin = shorten(&origin, MOST_OF_PATH);
     let bytes = read(path).map_err(|error| {
+        let shortage = crate::sys::limits::describe_shortage(&error);
         let hint = match error.kind() {
+            _ if !shortage.is_empty() => shortage.trim_start_matches("; "),
             std::io::ErrorKind::NotFound => "name another one with -c FILE, or set TEMBUKU_CONFIG",
             std::io::ErrorKind::PermissionDenied => {
                 "it must be readable for the user that runs tembuku"

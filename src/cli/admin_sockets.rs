@@ -235,8 +235,10 @@ impl AdminSockets {
             let renderer = match &self.renderer {
                 Some(renderer) => Arc::clone(renderer),
                 None => {
-                    let started = Renderer::start(state)
-                        .map_err(|e| format!("error: admin: cannot start a thread: {e}\n"))?;
+                    let started = Renderer::start(state).map_err(|e| {
+                        let way_out = limits::describe_shortage(&e);
+                        format!("error: admin: cannot start a thread: {e}{way_out}\n")
+                    })?;
                     Arc::clone(self.renderer.insert(Arc::new(started)))
                 }
             };

@@ -226,7 +226,8 @@ impl fmt::Display for BindError {
                 );
             }
             Self::Unfinished { addrs, source } => {
-                write!(f, "cannot listen: {source}")?;
+                let way_out = limits::describe_shortage(source);
+                write!(f, "cannot listen: {source}{way_out}")?;
                 let mut addrs = addrs.iter();
                 return addrs.try_for_each(|(name, addr)| write!(f, "; listener {name}: {addr}"));
             }

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     config::{self, Problems},
     plan::{self, Addr},
-    sys::{blocking, mutex::Mutex},
+    sys::{blocking, limits, mutex::Mutex},
     telemetry,
 };
 use std::{
@@ -281,7 +281,8 @@ impl fmt::Display for ReloadError {
             Self::NoFile => writeln!(f, "error: the process was started without a file"),
             Self::Stopping => writeln!(f, "error: the process stops"),
             Self::Unread { file, source } => {
-                writeln!(f, "error: cannot read the configuration: {source}")?;
+                let way_out = limits::describe_shortage(source);
+                writeln!(f, "error: cannot read the configuration: {source}{way_out}")?;
                 writeln!(f, " --> {}", file.display())
             }
             Self::Uncompared { file, source } => {

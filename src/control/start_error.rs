@@ -163,9 +163,10 @@ impl fmt::Display for StartError {
                  again later, set resolve_required = false"
             ),
             Self::OwnersUnread(source) => {
+                let way_out = limits::describe_shortage(source);
                 write!(
                     f,
-                    "cannot look up the users and groups of unix sockets: {source}"
+                    "cannot look up the users and groups of unix sockets: {source}{way_out}"
                 )
             }
             Self::Owner {
@@ -178,7 +179,10 @@ impl fmt::Display for StartError {
             }
             Self::Bind(source) => source.fmt(f),
             Self::Admin(why) => write!(f, "admin: {why}"),
-            Self::Thread(source) => write!(f, "cannot start a worker thread: {source}"),
+            Self::Thread(source) => {
+                let way_out = limits::describe_shortage(source);
+                write!(f, "cannot start a worker thread: {source}{way_out}")
+            }
         }
     }
 }

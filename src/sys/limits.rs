@@ -28,8 +28,8 @@ pub fn can_open() -> bool {
     std::fs::File::open("/dev/null").is_ok()
 }
 
-/// What an operator can do about an error that comes from the limits of open files; empty for other
-/// errors.
+/// What an operator can do about an error that comes from the limits of open files, or of threads
+/// and processes; empty for other errors.
 pub fn describe_shortage(error: &std::io::Error) -> String {
     match error.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::MFILE) => {
@@ -43,6 +43,9 @@ pub fn describe_shortage(error: &std::io::Error) -> String {
             "; the machine has no place for another open file: raise the sysctl fs.file-max"
                 .to_owned()
         }
+        Some(Errno::AGAIN) => "; no more threads or processes may be started: raise TasksMax= of \
+             the systemd unit, the limit of processes of the container, or LimitNPROC="
+            .to_owned(),
         _ => String::new(),
     }
 }

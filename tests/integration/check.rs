@@ -3,10 +3,11 @@
 use crate::harness::{
     net::ask,
     ports,
-    proc::{output, text},
+    proc::{self, command, output, text},
     programs::Redis,
+    secs,
     server::{Server, list, named},
-    tembuku::{Tembuku, binary, cli},
+    tembuku::{Tembuku, binary, cli, copy_binary},
     temp::TempDir,
 };
 use std::{
@@ -152,6 +153,33 @@ fn a_shortage_of_descriptors_names_the_limit_and_the_way_out() {
         "ulimit -n",
     ] {
         assert!(shown.contains(part), "no {part} in\n{shown}");
+    }
+}
+
+/// However many threads have been started by then. The limit is that of a user alone.
+#[test]
+fn a_shortage_of_threads_names_the_way_out() {
+    let dir = TempDir::new();
+    let copy = dir.file("tembuku");
+    copy_binary(&copy);
+    let config = "[process]\nworkers = 2\n[listeners.l]\nbind = \"127.0.0.1:0\"\n\
+                  upstream = \"u\"\n[upstreams.u]\nbackends = [\"127.0.0.1:1\"]\n";
+    let file = dir.write("tembuku.toml", config);
+    for threads in 1..=3 {
+        let mut run = command("setpriv --reuid=64123 --regid=64123 --clear-groups prlimit");
+        run.arg(format!("--nproc={threads}:{threads}")).arg(&copy);
+        run.args(["run", "-c", file.to_str().unwrap()]);
+        let output = proc::run(secs(20), run);
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        let shown = stderr(&output);
+        for part in [
+            "Resource temporarily unavailable",
+            "TasksMax=",
+            "LimitNPROC=",
+        ] {
+            assert!(shown.contains(part), "{threads}: no {part} in\n{shown}");
+        }
+        assert!(!shown.contains("name another"), "{shown}");
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::{
     handover::{channel::ChannelError, message::Kind, record::Malformed},
     proxy::udp::HandOverError,
+    sys::limits,
 };
 use std::{fmt, io, path::PathBuf};
 
@@ -121,7 +122,8 @@ impl fmt::Display for UpgradeError {
                 "this is the first process of its container, which ends together with it",
             ),
             Self::NotRun { binary, source } => {
-                write!(f, "cannot run {}: {source}", binary.display())
+                let way_out = limits::describe_shortage(source);
+                write!(f, "cannot run {}: {source}{way_out}", binary.display())
             }
             Self::Invalid { binary, text } => write!(
                 f,
