@@ -10,7 +10,10 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io::{self, Read as _, Write as _},
-    os::{fd::AsFd, unix::fs::FileTypeExt as _},
+    os::{
+        fd::AsFd,
+        unix::fs::{FileExt as _, FileTypeExt as _},
+    },
     path::Path,
     time::Duration,
 };
@@ -96,6 +99,21 @@ pub fn append(path: &Path) -> io::Result<File> {
         )),
         Err(e) => Err(e.into()),
     }
+}
+
+/// Whether a file ends within a line, as the log of a process that was killed or whose disk was
+/// full. Not of one that is no regular file, or may not be read.
+pub fn ends_within_line(path: &Path) -> bool {
+    let last = || -> io::Result<u8> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+        let about = file.metadata()?;
+        let end = about.len().checked_sub(1).filter(|_| about.is_file());
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, end.ok_or(io::ErrorKind::InvalidInput)?)?;
+        Ok(byte[0])
+    };
+    last().is_ok_and(|byte| byte != b'\n')
 }
 
 /// Gives the file this content in one step: a reader finds the old one or the new one, whole.

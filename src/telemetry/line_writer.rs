@@ -73,7 +73,7 @@ impl Lines {
 
     /// Lines that are not written are added to `dropped`.
     pub fn open_counting(destination: Destination, dropped: Arc<AtomicU64>) -> io::Result<Self> {
-        let to = open(&destination)?;
+        let (to, mid_line) = open(&destination)?;
         let (queue, messages) = sync_channel(QUEUE);
         let shared = Arc::new(Shared {
             dropped,
@@ -85,7 +85,7 @@ impl Lines {
             shared: Arc::clone(&shared),
             batch: Vec::new(),
             lines: 0,
-            mid_line: false,
+            mid_line,
             failing: false,
             scheduled: Instant::now(),
         };
@@ -148,7 +148,7 @@ struct Writer {
     batch: Vec<u8>,
     /// How many lines are in the batch.
     lines: u64,
-    /// The last write failed half-way through a line.
+    /// The last write failed half-way through a line, here or in a process before this one.
     mid_line: bool,
     /// The last write failed.
     failing: bool,
@@ -179,9 +179,8 @@ impl Writer {
                 self.write_batch();
                 let name = self.destination.name();
                 match open(&self.destination) {
-                    Ok(to) => {
-                        self.to = to;
-                        self.mid_line = false;
+                    Ok((to, mid_line)) => {
+                        (self.to, self.mid_line) = (to, mid_line);
                         tracing::info!(to = name, "log file reopened");
                     }
                     // The old file is better than none.
@@ -287,17 +286,17 @@ impl Destination {
 }
 
 /// The standard streams without their buffers and locks: another thread that writes to one must
-/// not wait for a writer that is stuck.
-fn open(destination: &Destination) -> io::Result<File> {
+/// not wait for a writer that is stuck. Also returns whether what is there ends within a line.
+fn open(destination: &Destination) -> io::Result<(File, bool)> {
     let stream = match destination {
         Destination::Stdout => io::stdout().as_fd().try_clone_to_owned(),
         Destination::Stderr => io::stderr().as_fd().try_clone_to_owned(),
         Destination::File(path) => {
             files::make_folder_of(path);
-            return files::append(path);
+            return Ok((files::append(path)?, files::ends_within_line(path)));
         }
     };
-    stream.map(File::from)
+    Ok((File::from(stream?), false))
 }
 
 #[cfg(test)]
@@ -359,6 +358,26 @@ mod tests {
         assert_eq!(written + lines.dropped(), 200);
         assert!(lines.dropped() > 0);
         std::fs::remove_dir_all(folder).expect("removed");
+    }
+
+    /// Its disk was full. The file is opened again by the next process, and at a reload.
+    #[test]
+    fn a_line_that_was_cut_off_takes_no_other_with_it() {
+        let name = format!("tembuku-lines-cut-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::write(&path, "whole\ncut o").expect("written");
+        let lines = Lines::open(Destination::File(path.clone())).expect("opened");
+        lines.write(b"next\n".to_vec());
+        lines.flush();
+        let read = || std::fs::read_to_string(&path).expect("read");
+        assert_eq!(read(), "whole\ncut o\nnext\n");
+        std::fs::write(&path, "cut o").expect("written");
+        lines.reopen();
+        lines.write(b"after\n".to_vec());
+        lines.write(b"more\n".to_vec());
+        lines.flush();
+        assert_eq!(read(), "cut o\nafter\nmore\n");
+        std::fs::remove_file(path).expect("removed");
     }
 
     #[test]
