@@ -1,5 +1,5 @@
 //! Reports what follows when a backend goes out of service: the end of its last session, and the
-//! first session on another backend.
+//! first session that is served since, by another backend or, with `role_fallback`, by itself.
 
 use crate::{
     control::journal::{Journal, Number, seconds},
@@ -26,10 +26,10 @@ struct Outage {
     has_failed_over: bool,
 }
 
-/// The first session that another backend has taken since.
+/// The first session that a backend has taken since.
 pub(super) struct NextSession {
     pub(super) to: Arc<str>,
-    /// Sessions are served in the order in which they came: no later one had waited for longer.
+    /// It, or one before it in the line whose connect took longer.
     pub(super) waited: Duration,
     pub(super) at: Instant,
 }
@@ -79,7 +79,7 @@ impl OutageTracker {
         self.remove_reported();
     }
 
-    /// Reports that the first session has been taken by another backend.
+    /// Reports that the first session has been taken by a backend.
     pub(super) fn report_failover(
         &mut self,
         pool: &Pool,
@@ -110,7 +110,7 @@ impl OutageTracker {
             seconds = seconds(took),
             waited_seconds = seconds(next.waited),
             unserved_clients = unserved,
-            "first session on another backend"
+            "next session served"
         );
         self.remove_reported();
     }

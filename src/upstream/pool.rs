@@ -613,7 +613,7 @@ impl Inner {
         if e.config.is_down || !is_present && e.backend.active() == 0 {
             return None;
         }
-        let is_standby = self.review.falls_back() && e.check.effective == Verdict::Standby;
+        let is_standby = self.is_fallback(e);
         Some(EndpointAddress {
             backend: Arc::clone(&e.backend),
             is_backup: e.config.is_backup,
@@ -622,6 +622,11 @@ impl Inner {
             admin: e.admin,
             awaits_answer: e.check.awaits_answer.is_some(),
         })
+    }
+
+    /// Whether it is used in place of others although it has not the role that is asked for.
+    fn is_fallback(&self, e: &Endpoint) -> bool {
+        self.review.falls_back() && e.check.effective == Verdict::Standby
     }
 
     fn find(&mut self, backend: &Backend) -> Option<&mut Endpoint> {
@@ -656,11 +661,14 @@ impl Inner {
 
     /// A session is on this backend, which `search` picked last. Whether it may stay there.
     fn may_stay(&mut self, search: &Search, backend: &Backend, now: Instant) -> bool {
-        if self.events.reports_session(backend) && self.index.endpoint(backend.id).is_some() {
+        if self.events.may_report_session()
+            && let Some(i) = self.index.endpoint(backend.id)
+        {
+            let stands_in = self.is_fallback(&self.endpoints[i]);
             let waited = search.waits_since;
             let waited =
                 waited.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-            self.events.report_session(backend, waited, now);
+            self.events.report_session(backend, stands_in, waited, now);
         }
         backend.terminations() == search.terminations
     }

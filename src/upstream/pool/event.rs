@@ -143,6 +143,8 @@ pub(super) struct Events {
     queue: Vec<Queued>,
     notifier: Arc<Notifier>,
     reported: Reported,
+    /// Of the sessions that have left the line since backends went out of service, the longest wait.
+    longest_wait: Duration,
 }
 
 #[derive(Debug)]
@@ -153,6 +155,8 @@ enum Queued {
     /// A backend has taken a session since others went out of service.
     Session {
         taker: u64,
+        /// Whether it serves again itself, though not as it is meant to.
+        stands_in: bool,
         text: Arc<str>,
         waited: Duration,
         at: Instant,
@@ -245,7 +249,7 @@ impl Events {
         if let Event::Transition(transition) = &event
             && transition.is_outage()
         {
-            self.reported = Reported::All;
+            self.report_all();
         }
         self.enqueue(Queued::Event(event));
     }
@@ -254,7 +258,7 @@ impl Events {
     /// consequences began.
     pub(super) fn insert_exchange(&mut self, at: usize, exchange: Exchange) {
         if exchange.may_have_outage() {
-            self.reported = Reported::All;
+            self.report_all();
         }
         self.queue.insert(at, Queued::Exchange(Box::new(exchange)));
         self.notifier.notify();
@@ -281,25 +285,49 @@ impl Events {
         self.notifier.notify();
     }
 
-    /// Whether a session that this backend takes is an event.
+    /// Backends have gone out of service.
+    fn report_all(&mut self) {
+        if matches!(self.reported, Reported::None) {
+            self.longest_wait = Duration::ZERO;
+        }
+        self.reported = Reported::All;
+    }
+
+    /// Whether any session that a backend takes may be an event.
     #[inline]
-    pub(super) fn reports_session(&self, taker: &Backend) -> bool {
-        match self.reported {
-            Reported::None => false,
-            Reported::All => true,
-            Reported::NotOn(id) => id != taker.id,
+    pub(super) fn may_report_session(&self) -> bool {
+        !matches!(self.reported, Reported::None)
+    }
+
+    /// A session gets its place after it has waited for so long. Another one that has waited less
+    /// may be the first to be connected.
+    #[inline]
+    pub(super) fn note_wait(&mut self, waited: Duration) {
+        if self.may_report_session() {
+            self.longest_wait = self.longest_wait.max(waited);
         }
     }
 
-    /// A session has been taken by this backend, and is an event.
-    pub(super) fn report_session(&mut self, taker: &Backend, waited: Duration, at: Instant) {
+    /// A session has been taken by this backend. `stands_in`: that backend may be out of service
+    /// itself, and serves again, though not as it is meant to.
+    pub(super) fn report_session(
+        &mut self,
+        taker: &Backend,
+        stands_in: bool,
+        waited: Duration,
+        at: Instant,
+    ) {
         self.reported = match self.reported {
+            Reported::None => return,
+            Reported::NotOn(id) if id == taker.id && !stands_in => return,
             // It can be out of service itself, until another one takes a session.
-            Reported::All => Reported::NotOn(taker.id),
-            Reported::None | Reported::NotOn(_) => Reported::None,
+            Reported::All if !stands_in => Reported::NotOn(taker.id),
+            Reported::All | Reported::NotOn(_) => Reported::None,
         };
+        let waited = waited.max(self.longest_wait);
         self.enqueue(Queued::Session {
             taker: taker.id,
+            stands_in,
             text: Arc::clone(taker.text()),
             waited,
             at,
@@ -332,11 +360,13 @@ impl Outages {
                 }
                 Queued::Session {
                     taker,
+                    stands_in,
                     text,
                     waited,
                     at,
                 } => {
-                    events.extend(self.end_by_session(taker, &text, waited, at));
+                    let kept = (!stands_in).then_some(taker);
+                    events.extend(self.end_by_session(kept, &text, waited, at));
                 }
             }
         }
@@ -365,17 +395,18 @@ impl Outages {
         }
     }
 
-    /// A session has been taken by the backend with this id and text.
+    /// A session has been taken by the backend with this text. `kept`: the one whose own outage
+    /// goes on.
     fn end_by_session(
         &mut self,
-        taker: u64,
+        kept: Option<u64>,
         text: &Arc<str>,
         waited: Duration,
         at: Instant,
     ) -> impl Iterator<Item = Event> {
-        let is_taker = |b: &Weak<Backend>| b.upgrade().is_some_and(|b| b.id == taker);
+        let is_kept = |b: &Weak<Backend>| b.upgrade().is_some_and(|b| Some(b.id) == kept);
         let awaiting = std::mem::take(&mut self.awaiting_failover).into_iter();
-        let (own, mut others): (Vec<_>, Vec<_>) = awaiting.partition(|(_, (_, b))| is_taker(b));
+        let (own, mut others): (Vec<_>, Vec<_>) = awaiting.partition(|(_, (_, b))| is_kept(b));
         self.awaiting_failover.extend(own);
         others.sort_unstable_by_key(|(_, (order, _))| *order);
         let text = Arc::clone(text);

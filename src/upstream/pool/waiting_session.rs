@@ -347,6 +347,8 @@ impl Inner {
             let is_new = search.tried.is_empty();
             match self.pick_for(&mut search, &RefCell::default(), now) {
                 Ok(lease) => {
+                    let since = search.waits_since.unwrap_or(now);
+                    self.events.note_wait(now.saturating_duration_since(since));
                     self.line.serve(ticket, None, lease, search, now);
                     return true;
                 }

@@ -254,3 +254,31 @@ fn a_proof_decides_which_primary_stands_in() {
     verdict(&pool, 1, DOWN, false, at(3));
     assert_eq!(picks(&pool, at(3)), Vec::<String>::new());
 }
+
+/// A replica that became the primary serves readers again in its new role.
+#[test]
+fn a_session_on_the_same_server_as_a_fallback_ends_its_outage() {
+    let began = Instant::now();
+    let s = |n| began + Duration::from_secs(n);
+    let pool = checked(true, began);
+    verdict(&pool, 2, DOWN, false, s(1));
+    verdict(&pool, 0, DOWN, false, s(1));
+    verdict(&pool, 1, Verdict::Lagging, false, s(2));
+    let mut search = pool.search(&HashInput::default());
+    assert!(pool.pick(&mut search, s(3)).is_err());
+    verdict(&pool, 1, Verdict::Standby, false, s(4));
+    let lease = pool.pick(&mut search, s(5)).expect("the new primary");
+    assert!(pool.succeeded(&search, lease.backend(), s(5)));
+    let events = pool.take_events(s(6)).0;
+    let served = events.iter().filter_map(|event| match event {
+        Event::FailedOver {
+            backend, to, at, ..
+        } => Some((backend.text(), to, *at)),
+        _ => None,
+    });
+    let [new, old] = [2, 3].map(|n| format!("10.0.0.{n}:1").into());
+    assert_eq!(
+        served.collect::<Vec<_>>(),
+        [(&old, &new, s(5)), (&new, &new, s(5))]
+    );
+}

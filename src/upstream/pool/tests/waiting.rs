@@ -167,6 +167,43 @@ fn a_place_goes_to_the_first_that_waits() {
     assert_eq!(pool.waiting(), [0, 0]);
 }
 
+/// The second to be served may be connected before the first.
+#[test]
+fn the_longest_wait_counts_for_what_took_a_backend_out() {
+    let began = Instant::now();
+    let s = |n| began + Duration::from_secs(n);
+    let pool = waiting_pool(
+        Balance::RoundRobin,
+        vec![planned(1), planned(2)],
+        BOTH,
+        began,
+    );
+    for n in [0, 1] {
+        set_admin_state(&pool, n, AdminState::Drain, s(1));
+    }
+    let mut waiting = [1, 4].map(|n| begin_waiting(&pool, s(n)));
+    set_admin_state(&pool, 1, AdminState::Ready, s(5));
+    pool.take_events(s(5));
+    let [at, later] = [s(6), s(7)];
+    pool.take_events(at);
+    assert!(waiting.iter_mut().all(|session| is_served(session, at)));
+    for session in waiting.iter().rev() {
+        let backend = Arc::clone(session.lease.as_ref().expect("a backend").backend());
+        assert!(pool.succeeded(&session.search, &backend, later));
+    }
+    let events = pool.take_events(later).0;
+    let waits = events.iter().filter_map(|event| match event {
+        Event::FailedOver { waited, at, .. } => Some((*waited, *at)),
+        _ => None,
+    });
+    // From its beginning to its place, and not what its connect takes.
+    let waits: Vec<_> = waits.collect();
+    assert!(
+        matches!(waits[..], [(waited, at)] if waited >= ms(4_000) && at == later),
+        "{waits:?}"
+    );
+}
+
 #[test]
 fn a_session_waits_no_longer_than_its_limit_and_not_in_a_full_queue() {
     let now = Instant::now();
