@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_sessions_try_is_said_beside_what_is_available() {
+    fn what_sessions_try_is_shown_beside_what_is_available() {
         let none = Availability {
             total: 3,
             ..Availability::default()

@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn readers_of_two_servers_are_told_of_role_fallback() {
+    fn role_fallback_is_named_for_readers_of_two_servers() {
         let note = |backends: &str, check: &str, more: &str| {
             let text = format!(
                 "[listeners.l]\nbind = \"0.0.0.0:1\"\nupstream = \"r\"\n\

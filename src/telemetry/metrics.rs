@@ -74,7 +74,8 @@ pub struct UpstreamMetrics {
     pub leave_duration: Histogram,
     /// The same to the first session on another backend.
     pub resume_duration: Histogram,
-    /// Clients that wanted a backend and got none, for the journal: listeners show theirs by reason.
+    /// Clients that wanted a backend and got none, for the journal: listeners show theirs by
+    /// reason.
     pub unserved: Counter,
     /// By what the sessions lacked.
     pub waits: [WaitMetrics; Shortage::COUNT],

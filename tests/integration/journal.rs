@@ -260,7 +260,7 @@ fn an_outage_begins_with_the_connect_that_fails_first() {
     assert_eq!(event["unserved_clients"], 0, "{event}");
 }
 
-/// Clients that get nothing are counted, and where none came nobody has lost that time.
+/// Clients that get nothing are counted, and where none came no client has lost that time.
 #[test]
 fn a_time_without_a_backend_counts_where_clients_came() {
     let front = ports::free_addr();

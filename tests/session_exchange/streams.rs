@@ -14,8 +14,8 @@ use tembuku::internals::{plan::Addr, socket::unacknowledged};
 
 /// Nothing has moved for so long: bytes were lost.
 const STUCK: Duration = Duration::from_secs(20);
-/// Each way is written in so many parts, one after each step of the moves: they are made while bytes
-/// flow, however slow they are.
+/// Each way is written in so many parts, one after each step of the moves: they are made while
+/// bytes flow, however slow they are.
 pub const STEPS: usize = 12;
 /// A prime, so that no shift by a usual buffer size leads to the same bytes.
 const PERIOD: usize = 65_521;

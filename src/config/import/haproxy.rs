@@ -779,7 +779,7 @@ mod tests {
     }
 
     #[test]
-    fn why_no_server_is_taken_is_said() {
+    fn why_no_server_is_taken_is_shown() {
         let text = "listen ok\n bind :1\n server s 10.0.0.1:1\nlisten a\n bind :2\n \
                     server s 10.0.0.1\n server t \"${HOST}:1\"\nlisten b\n bind :3\n";
         let (_, lists) = imported(text);

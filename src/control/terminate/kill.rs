@@ -92,8 +92,8 @@ impl Kill {
         }
     }
 
-    /// Returns whether there may be more. None is terminated before all are selected: its place on a
-    /// backend goes to a session that waits, which would be on that backend then.
+    /// Returns whether there may be more. None is terminated before all are selected: its place on
+    /// a backend goes to a session that waits, which would be on that backend then.
     async fn terminate_some(&mut self) -> bool {
         if let Some(selection) = &mut self.selection {
             match selection.next_some(self.began) {

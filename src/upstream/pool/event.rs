@@ -143,7 +143,8 @@ pub(super) struct Events {
     queue: Vec<Queued>,
     notifier: Arc<Notifier>,
     reported: Reported,
-    /// Of the sessions that have left the line since backends went out of service, the longest wait.
+    /// Of the sessions that have left the line since backends went out of service, the longest
+    /// wait.
     longest_wait: Duration,
 }
 

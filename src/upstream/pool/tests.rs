@@ -344,7 +344,7 @@ fn a_good_check_proves_an_unproven_endpoint() {
     }
 }
 
-/// An outage begins when the first client is without an answer, whoever finds that first.
+/// An outage begins when the first client is without an answer, whatever finds that first.
 #[test]
 fn the_doubt_begins_with_the_connect_that_failed_first() {
     let began = Instant::now();
