@@ -166,6 +166,55 @@ fn the_wait_ends_at_its_limit_and_the_queue_has_an_end() {
     assert!(record["backend"].is_null());
 }
 
+/// Not that it would get a place.
+#[test]
+fn explain_says_what_becomes_of_a_client_where_no_place_is_free() {
+    let server = &named(1)[0];
+    let keys = "queue_timeout = \"1m\"\nqueue_length = 1";
+    let setup = setup("", "", keys, &limited(server, 1));
+    let file = setup.tembuku.dir.file("tembuku.toml");
+    let explain = |client: &str| {
+        let file = file.to_str().unwrap();
+        setup
+            .tembuku
+            .succeed(&["explain", "--running", "-c", file, "--client", client])
+    };
+    let backend = server.addr.to_string();
+    let answer = |printed: &str| {
+        let line = printed.lines().find(|line| line.starts_with("192.0.2.1"));
+        line.expect("the client").to_owned()
+    };
+    assert!(answer(&explain("192.0.2.1")).contains(&backend));
+    let _served = connect(setup.front).unwrap();
+    setup
+        .tembuku
+        .wait_metric("backend_active_connections", &[], |n| n == 1.0);
+    let full = "all available backends are full: a client that comes now ";
+    let _waiting = [
+        format!("{full}waits for up to 1m (queue_timeout), behind 0 of 1"),
+        format!("{full}is refused, since 1 of 1 wait already"),
+    ]
+    .map(|note| {
+        let printed = explain("192.0.2.1");
+        assert!(printed.contains(&note), "{printed}");
+        assert!(
+            answer(&printed).contains("no backend can be picked"),
+            "{printed}"
+        );
+        let waiting = connect(setup.front).unwrap();
+        setup
+            .tembuku
+            .wait_metric("upstream_waiting_sessions", &[("wait", "queue")], |n| {
+                n == 1.0
+            });
+        waiting
+    });
+    setup.tembuku.succeed(&["drain", &backend]);
+    let note = "no backend is available: a client that comes now is refused (hold_timeout is 0)";
+    let printed = explain("192.0.2.1");
+    assert!(printed.contains(note), "{printed}");
+}
+
 #[test]
 fn what_is_sent_while_waiting_is_delivered() {
     const BYTES: usize = 3_000_000;

@@ -10,7 +10,8 @@ use crate::{
     config::{backend_with_defaults, parse_target},
     plan::{self, Plan},
 };
-use std::{collections::BTreeMap, path::PathBuf};
+use humantime::format_duration;
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 /// How the running process differs from the file, by the names of upstreams.
 pub(super) struct Notes(BTreeMap<String, Vec<String>>);
@@ -84,15 +85,48 @@ fn apply_to(upstream: &mut plan::Upstream, status: &Status) -> Vec<String> {
             ));
         }
     }
+    notes.extend(fate_without_place(&upstream.waits, running));
     notes
+}
+
+/// What becomes of a client that comes now, where no backend can take it.
+fn fate_without_place(waits: &plan::Waits, running: &Upstream) -> Option<String> {
+    let (lack, key, limit, waiting, most) = match running.available {
+        0 => (
+            "no backend is available",
+            "hold_timeout",
+            waits.hold_timeout,
+            running.held,
+            waits.hold_length,
+        ),
+        fit if fit <= running.full => (
+            "all available backends are full",
+            "queue_timeout",
+            waits.queue_timeout,
+            running.queued,
+            waits.queue_length,
+        ),
+        _ => return None,
+    };
+    Some(match limit {
+        Duration::ZERO => format!("{lack}: a client that comes now is refused ({key} is 0)"),
+        _ if waiting >= most => format!(
+            "{lack}: a client that comes now is refused, since {waiting} of {most} wait already"
+        ),
+        limit => format!(
+            "{lack}: a client that comes now waits for up to {} ({key}), behind {waiting} of {most}",
+            format_duration(limit)
+        ),
+    })
 }
 
 /// What there is to say about one that is not used as the file alone says.
 fn apply_to_backend(planned: &mut plan::Backend, backend: &Backend) -> Option<String> {
     let weight = u32::try_from(backend.weight).unwrap_or(planned.weight);
-    let is_as_planned = weight == planned.weight && backend.available != planned.down;
+    let takes_sessions = backend.available && !backend.full;
+    let is_as_planned = weight == planned.weight && takes_sessions != planned.down;
     planned.weight = weight;
-    planned.down = !backend.available;
+    planned.down = !takes_sessions;
     let settings = OperatorSettings {
         admin_state_since: backend.admin_state_since.as_deref(),
         weight: backend.weight,
