@@ -81,6 +81,25 @@ fn a_full_server_keeps_its_clients_from_the_backup() {
     }
 }
 
+/// The other server has places, and never gets the client.
+#[test]
+fn a_client_waits_for_the_server_of_its_address_alone() {
+    let servers = [Server::named("b1"), Server::named("b2")];
+    let [b1, b2] = [&servers[0], &servers[1]].map(|server| server.addr);
+    let (_haproxy, first, _tembuku, second) = start(&format!(
+        "listen db\n  mode tcp\n  bind LISTEN\n  timeout queue 3s\n  balance source\n\
+         \x20 hash-type consistent\n  server b1 {b1} maxconn 1\n  server b2 {b2} maxconn 1\n"
+    ));
+    for addr in [first, second] {
+        let (held, name) = session(addr).unwrap();
+        let mut ends = connect(addr).unwrap();
+        assert_eq!(read_all(&mut ends).0, b"", "{addr}");
+        let mut next = connect(addr).unwrap();
+        drop(held);
+        assert_eq!(read_line(&mut next).unwrap(), name, "{addr}");
+    }
+}
+
 #[test]
 fn a_frontend_with_rules_by_address() {
     let server = Server::named("b1");

@@ -866,6 +866,14 @@ mod tests {
                  weight in the file",
             ),
             ("roundrobin", "minconn 5", "max_connections = 5,", ""),
+            ("roundrobin", "maxconn 5", "queue_length = 1000000 ", ""),
+            ("source", "maxconn 5", "queue_stick = \"24h\"", ""),
+            (
+                "source",
+                "maxconn 9 maxqueue 7",
+                "queue_length = 7 ",
+                "the sum, for all servers",
+            ),
             (
                 "roundrobin",
                 "minconn 9 maxconn 5",
@@ -922,6 +930,11 @@ mod tests {
                 "{entry} in\n{lists}"
             );
             assert!(lost.starts_with('0'), "{lists}");
+            let of_source = "`timeout queue 9s`: one queue of the upstream for all its backends; \
+                             each waits for the server of its source alone (queue_stick)";
+            let sticks = toml.contains("queue_stick = ");
+            assert_eq!(lists.contains(of_source), sticks, "{lists}");
+            assert!(!sticks || balance == "source", "{toml}");
         }
     }
 

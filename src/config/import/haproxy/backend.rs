@@ -464,10 +464,21 @@ impl Import<'_> {
             );
         } else if let Some(limit) = limit {
             section.set("queue_timeout", quoted(&limit), &line.place);
-            self.differs(line, how);
+            let hashes = ["hash", "consistent_hash"]
+                .iter()
+                .any(|policy| section.has_line(&format!("balance = \"{policy}\"")));
+            if hashes {
+                // Longer than any wait: the session ends before it takes another server.
+                section.set("queue_stick", quoted(FOR_EVER), &line.place);
+                let own = "each waits for the server of its source alone (queue_stick)";
+                self.differs(line, &format!("{how}; {own}"));
+            } else {
+                self.differs(line, how);
+            }
             let most = |server: &Server| server.get("maxqueue")?.parse::<u64>().ok();
             let limited: Vec<_> = servers.iter().filter(|s| most(s) > Some(0)).collect();
             let Some(first) = limited.first() else {
+                section.set("queue_length", UNLIMITED, &line.place);
                 return;
             };
             let length: u64 = limited.iter().filter_map(|s| most(s)).sum();
@@ -476,6 +487,7 @@ impl Import<'_> {
                 .last("balance")
                 .is_some_and(|l| l.word(1) == "leastconn")
             {
+                _ if hashes => WAITS_BY_HASH,
                 true => WAITS_FOR_ITS_SERVER,
                 false => WAITS_FOR_ANY,
             };
@@ -486,7 +498,13 @@ impl Import<'_> {
     }
 }
 
+/// Of a queue without `maxqueue`, which only the limits of listeners and of the process bound.
+const UNLIMITED: u64 = 1_000_000;
+/// A duration.
+const FOR_EVER: &str = "24h";
+
 /// What becomes of `maxqueue`, by `balance`.
+const WAITS_BY_HASH: &str = "`maxqueue`: queue_length is the sum, for all servers together";
 const WAITS_FOR_ITS_SERVER: &str = "`maxqueue`: queue_length is the sum, and a session takes the \
      first place that is free; with `leastconn` HAProxy picks its server first, and it waits for \
      that one";
