@@ -178,13 +178,16 @@ impl Event {
     pub(super) fn parts(&self) -> Vec<String> {
         let reason = clean(&self.reason);
         let reason = match &self.transcript {
-            // The state says the same.
-            Some(saw) if self.reason == self.to => clean(saw),
+            // The state says the same, or what was seen begins with it.
+            Some(saw) if self.reason == self.to || saw.starts_with(&self.reason) => clean(saw),
             Some(saw) => format!("{reason}, {}", clean(saw)),
             None => reason,
         };
         let reason = match (&*self.reason, &*self.to) {
             ("operator", "down") => format!("{reason}, until a check has passed"),
+            ("no_replica", _) => "no replica is up, so the primary serves readers".to_owned(),
+            ("replica_up", _) => "a replica is up again".to_owned(),
+            ("no_primary", _) => "the primary cannot serve readers any more".to_owned(),
             _ => reason,
         };
         let mut parts = vec![reason];
@@ -323,6 +326,24 @@ mod tests {
             event["unserved_clients"] = json!(unserved);
             let line = show(&event);
             assert!(line.ends_with(text), "{line}");
+        }
+        for (reason, saw, text) in [
+            (
+                "superseded",
+                "superseded by c:1 (master_repl_offset)",
+                "down: superseded by c:1 (",
+            ),
+            (
+                "no_replica",
+                "",
+                "no replica is up, so the primary serves readers",
+            ),
+        ] {
+            let mut other = event.clone();
+            other["reason"] = json!(reason);
+            other["transcript"] = json!((!saw.is_empty()).then_some(saw));
+            let parts = Event::read(&other).expect("every field").parts();
+            assert!(format!("down: {}", parts[0]).contains(text), "{parts:?}");
         }
         event["number"] = json!(4);
         assert!(show(&event).contains("2 sessions; last session ended after 1.5 s; next"));

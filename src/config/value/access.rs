@@ -15,7 +15,8 @@ pub(crate) const UNDECIDED: &str = "undecided";
 /// What is to be done with it.
 pub(crate) const INSTEAD: &str = "write \"allow PEER\" or \"deny PEER\" in the place of \
                                   \"undecided\", or take it out and write a limit into the \
-                                  listener, such as `max_connections_per_source`";
+                                  listener, such as `max_connections_per_source` or \
+                                  `connection_rate_per_source`";
 
 pub(crate) fn parse(text: &str) -> Result<AccessRule, Fault> {
     read(text).map_err(|fault| {

@@ -93,7 +93,10 @@ impl Import<'_> {
         undecided.dedup_by(|(a, _), (b, _)| a.place == b.place);
         for (line, why) in &undecided {
             let text = match limit_instead(&blocks, line) {
-                Some(key) => format!("`{key}` limits by it: {UNDECIDED}; {INSTEAD}"),
+                Some(key) => format!(
+                    "`{key}` limits by it: {UNDECIDED}; write that into the listener, and take \
+                     \"undecided\" out"
+                ),
                 None => format!("{why}: {UNDECIDED}; {INSTEAD}"),
             };
             self.lost(line, &text);

@@ -290,18 +290,21 @@ fn http(import: &mut Import<'_>, section: &mut Section, block: &Block, line: &Li
         }
         None => section.set("status", quoted("200-399"), &line.place),
     }
+    let method = match line.word(2) {
+        "GET" if line.words.len() <= 4 => None,
+        "GET" => Some("GET with the path alone"),
+        "HEAD" | "POST" | "PUT" => Some("GET instead of that method"),
+        _ => Some("GET instead of OPTIONS"),
+    };
     let patroni = ["/primary", "/master", "/replica", "/read-only"];
-    match path.is_some_and(|path| patroni.contains(&path)) {
-        true => import.differs(
-            line,
-            "kind = \"postgres\" with a `user` and a `role` asks the server itself, beside Patroni",
-        ),
-        false => match line.word(2) {
-            "GET" if line.words.len() <= 4 => import.carried(line),
-            "GET" => import.differs(line, "GET with the path alone"),
-            "HEAD" | "POST" | "PUT" => import.differs(line, "GET instead of that method"),
-            _ => import.differs(line, "GET instead of OPTIONS"),
-        },
+    let advice = (path.is_some_and(|path| patroni.contains(&path))).then_some(
+        "asks Patroni, as before; `kind = \"postgres\"` with a `user` and a `role` would ask the \
+         server itself",
+    );
+    let notes: Vec<&str> = method.into_iter().chain(advice).collect();
+    match notes.is_empty() {
+        true => import.carried(line),
+        false => import.differs(line, &notes.join("; ")),
     }
 }
 
