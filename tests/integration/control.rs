@@ -23,6 +23,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, Output},
+    time::Instant,
 };
 
 struct Setup {
@@ -464,42 +465,36 @@ fn status_shows_drained_backends_and_their_sessions() {
 fn a_drain_can_be_waited_for() {
     let setup = setup();
     let target = setup.target(0);
+    let began = Instant::now();
     let (held, name) = net::session(setup.front).unwrap();
     assert_eq!(name, "b1");
     let arguments = ["drain", &target, "--wait", "--timeout", "300ms"];
     let output = setup.cli(&arguments);
     assert_eq!(output.status.code(), Some(1), "{}", proc::text(&output));
     let message = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        message.contains(&format!(
-            "{target}: still 1 session (listener front 1; the oldest for 0."
-        )),
-        "{message}"
-    );
+    let seen = format!("{target}: still 1 session (listener front 1; the oldest for ");
     let hint = format!(
         ") after 300ms\n  hint: it stays drained; `tembuku drain {target} --close-after TIME` ends \
          the sessions that are left, `tembuku ready {target}` takes it back\n"
     );
-    assert!(message.ends_with(&hint), "{message}");
+    let oldest = message.split_once(&seen);
+    let oldest = oldest.and_then(|(_, rest)| rest.strip_suffix(&hint)?.strip_suffix("s"));
+    let oldest: f64 = oldest.and_then(|text| text.parse().ok()).expect(&message);
+    // Either figure is rounded.
+    let age = began.elapsed().as_secs_f64();
+    assert!((0.2..age + 0.1).contains(&oldest), "{age}: {message}");
 
-    let socket = setup.socket();
-    let waiting = std::thread::spawn(move || {
-        cli(&[
-            "drain",
-            &target,
-            "--wait",
-            "--socket",
-            socket.to_str().unwrap(),
-        ])
-    });
+    let mut drain = Command::new(binary());
+    drain.args(["drain", &target, "--wait", "--socket"]);
+    drain.arg(setup.socket());
+    let mut waiting = Proc::start("drain", setup.tembuku.dir.path(), drain);
     // It has looked at least once.
-    let asked = || stdout(&setup.cli(&["status"]));
-    wait_until("it waits", secs(5), || asked().contains("drained"));
-    assert!(!waiting.is_finished());
+    wait_until("it waits", secs(30), || waiting.stderr().contains(&seen));
+    assert!(waiting.ended().is_none());
     drop(held);
-    let output = waiting.join().unwrap();
-    assert!(output.status.success(), "{}", proc::text(&output));
-    let message = stdout(&output);
+    let status = waiting.wait(secs(30)).expect("an end without sessions");
+    let message = waiting.stdout();
+    assert!(status.success(), "{message}{}", waiting.stderr());
     assert!(message.ends_with(": no sessions left\n"), "{message}");
 }
 
