@@ -32,7 +32,7 @@ mod watch;
 pub use crate::control::admin_state::{AddressError, Unknown, WeightRefused};
 pub use apply::Applied;
 pub use discovery::{Discovery, UpdateResult, apply_saved};
-pub(crate) use discovery::{SourceAnswer, ask_sources_once};
+pub use discovery::{SourceAnswer, ask_sources_once};
 pub use node::{DelayEnd, NodeFault};
 pub use prepare::Prepared;
 pub use probe_once::{

@@ -11,7 +11,7 @@ mod consul;
 mod etcd;
 mod excerpt;
 mod file;
-pub(crate) mod format;
+pub mod format;
 mod http;
 mod kubernetes;
 mod lines;
@@ -19,7 +19,7 @@ pub(crate) mod merge;
 mod redis;
 mod redis_client;
 mod redis_progress;
-pub(crate) mod replay;
+pub mod replay;
 mod restart;
 mod sentinel;
 mod srv;
@@ -40,49 +40,49 @@ const MOST_OF_ERROR: usize = 1_000;
 
 /// A backend as its source has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Found {
+pub struct Found {
     /// As in the file: `host:port`, `[::1]:53` or `unix:/path`.
-    pub(crate) address: String,
-    pub(crate) weight: u32,
-    pub(crate) backup: bool,
+    pub address: String,
+    pub weight: u32,
+    pub backup: bool,
     /// For display alone.
-    pub(crate) name: Option<String>,
+    pub name: Option<String>,
     /// Whether it takes nothing new.
-    pub(crate) draining: bool,
+    pub draining: bool,
 }
 
 /// All backends of a source at one moment, in any order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Snapshot {
-    pub(crate) backends: Vec<Found>,
+pub struct Snapshot {
+    pub backends: Vec<Found>,
     /// What the source calls this state, for people.
-    pub(crate) version: String,
+    pub version: String,
     /// How long the source itself calls it valid, as the time to live of DNS.
-    pub(crate) valid_for: Option<Duration>,
+    pub valid_for: Option<Duration>,
     /// What the source could not tell; `None`: these are all its backends.
-    pub(crate) gap: Option<Gap>,
+    pub gap: Option<Gap>,
 }
 
 /// A part of an answer that is missing, though the rest is good.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Gap {
-    pub(crate) error: SourceError,
-    pub(crate) unknown: Vec<Unknown>,
+pub struct Gap {
+    pub error: SourceError,
+    pub unknown: Vec<Unknown>,
 }
 
 /// It is unknown whether there are backends of this name and port in this family.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Unknown {
-    pub(crate) name: String,
-    pub(crate) port: u16,
-    pub(crate) is_ipv6: bool,
+pub struct Unknown {
+    pub name: String,
+    pub port: u16,
+    pub is_ipv6: bool,
 }
 
 /// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct SourceError {
+pub struct SourceError {
     /// Names the place, and the way out.
-    pub(crate) message: String,
+    pub message: String,
 }
 
 /// A source of any kind.
@@ -98,7 +98,7 @@ pub(crate) enum AnySource {
 }
 
 /// One answer of a source, for an operator.
-pub(crate) async fn ask_once(discover: &Discover) -> Result<Snapshot, SourceError> {
+pub async fn ask_once(discover: &Discover) -> Result<Snapshot, SourceError> {
     let mut source = AnySource::open(discover);
     // Of several servers the first may not answer. A source itself says best what has taken so
     // long.

@@ -9,22 +9,15 @@ compile_error!("tembuku needs Linux: it relies on splice, SO_REUSEPORT and epoll
 
 pub(crate) use tembuku_base::{handover, plan, proxy_protocol, sys};
 pub(crate) use tembuku_config::config;
+pub(crate) use tembuku_engine::{
+    admin, control, discover, probe, proxy, runtime, telemetry, upstream,
+};
 
-pub(crate) mod admin;
 pub(crate) mod cli;
-pub(crate) mod control;
-pub(crate) mod discover;
-pub(crate) mod probe;
-pub(crate) mod proxy;
-pub(crate) mod runtime;
-pub(crate) mod session;
-pub(crate) mod telemetry;
-pub(crate) mod upstream;
 
 pub use cli::main;
 
-/// What benchmarks, tests and fuzz targets reach. Modules are private otherwise, so that the
-/// compiler reports dead code.
+/// What benchmarks, tests and fuzz targets reach.
 #[doc(hidden)]
 pub mod internals {
     pub mod admin {

@@ -9,7 +9,7 @@ mod saved;
 mod source_state;
 mod source_tasks;
 
-pub(crate) use once::{SourceAnswer, ask_sources_once};
+pub use once::{SourceAnswer, ask_sources_once};
 pub use queue::DiscoveryQueue;
 
 use crate::{

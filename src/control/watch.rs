@@ -54,7 +54,7 @@ async fn until_switched_off(state: &State) {
 
 /// Returns when the process stops.
 async fn watch(file: &Path, state: &State) {
-    let mut folders = WatchedFiles::new();
+    let mut folders = WatchedFiles::open();
     let mut seen: Option<Look> = None;
     let mut is_warned = false;
     loop {
@@ -64,7 +64,7 @@ async fn watch(file: &Path, state: &State) {
         let (look, watched) = match looked {
             Ok((look, watched)) => (Some(look), watched),
             // It may hang, and the next time it may not.
-            Err(_) => (None, WatchedFiles::new()),
+            Err(_) => (None, WatchedFiles::open()),
         };
         folders = watched;
         if let Some(look) = look {

@@ -55,7 +55,7 @@ impl FileSource {
 
     async fn read(&mut self) -> Result<Reading, SourceError> {
         let path = self.path.clone();
-        let mut watched = self.watched.take().unwrap_or_else(WatchedFiles::new);
+        let mut watched = self.watched.take().unwrap_or_else(WatchedFiles::open);
         let read = move || {
             // First: what changes afterwards is reported.
             watched.watch_with_folder(&path);

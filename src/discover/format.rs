@@ -150,7 +150,7 @@ fn parse_object(object: &Map<String, Value>) -> Result<Found, SourceError> {
 }
 
 /// An address is what one in the file may be.
-pub(crate) fn check_address(address: &str) -> Result<(), SourceError> {
+pub fn check_address(address: &str) -> Result<(), SourceError> {
     let fault = match parse_target(address) {
         Ok(_) => return Ok(()),
         Err(fault) => fault,

@@ -18,7 +18,7 @@ mod own_addresses;
 mod peer_workers;
 mod per_second;
 mod port;
-pub(crate) mod table;
+pub mod table;
 #[cfg(test)]
 mod tests;
 mod token;

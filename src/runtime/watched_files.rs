@@ -42,7 +42,7 @@ pub struct WatchedFiles {
 }
 
 impl WatchedFiles {
-    pub fn new() -> Self {
+    pub fn open() -> Self {
         let opened = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC);
         Self {
             inotify: opened.map_err(io::Error::from).and_then(register),
@@ -240,7 +240,7 @@ mod tests {
         fs::create_dir_all(&root).expect("a folder");
         let (file, other) = (root.join("file"), root.join("other"));
         fs::write(&file, "").expect("written");
-        let mut folders = WatchedFiles::new();
+        let mut folders = WatchedFiles::open();
         folders.watch([file.as_path()].into_iter());
         assert!(folders.error().is_none());
         let inotify = folders.inotify.as_ref().expect("opened").get_ref();

@@ -14,9 +14,7 @@ mod transfer;
 
 pub use count::{Counter, Sharded, Shown, set_shard};
 pub use export::Exporter;
-#[cfg(test)]
-pub use families::family_names;
-pub use families::render;
+pub use families::{family_names, render};
 pub use figures::{
     BackendFigures, Figures, ListenerFigures, ReloadFigures, SourceFigures, UpstreamFigures,
 };

@@ -10,16 +10,16 @@ use tokio::task::JoinSet;
 
 /// What became of asking the source of one upstream.
 #[derive(Debug)]
-pub(crate) struct SourceAnswer {
-    pub(crate) upstream: String,
-    pub(crate) kind: &'static str,
+pub struct SourceAnswer {
+    pub upstream: String,
+    pub kind: &'static str,
     /// How many backends it names, or why it gave no usable answer.
-    pub(crate) backends: Result<usize, SourceError>,
+    pub backends: Result<usize, SourceError>,
 }
 
 /// Asks every source of the plan once, and gives the upstreams the backends of the answers. In the
 /// order of the file.
-pub(crate) async fn ask_sources_once(plan: &mut Plan) -> Vec<SourceAnswer> {
+pub async fn ask_sources_once(plan: &mut Plan) -> Vec<SourceAnswer> {
     // All at once: sources that do not answer are waited for together.
     let mut asked = JoinSet::new();
     for (number, upstream) in plan.upstreams.iter().enumerate() {

@@ -32,7 +32,7 @@ pub fn render(figures: &Figures<'_>) -> Vec<Bytes> {
     text.finish()
 }
 
-#[cfg(test)]
+/// Of tests of the documents.
 pub fn family_names() -> impl Iterator<Item = &'static str> {
     FAMILIES.iter().map(|(family, _)| family.name)
 }
