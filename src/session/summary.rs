@@ -101,6 +101,31 @@ impl Summary<'_> {
         let before_attempts = self.attempts.iter().map(|attempt| attempt.waited);
         before_attempts.sum::<Duration>() + self.waited
     }
+
+    fn attempt<'a>(&self, attempt: &'a Attempt) -> access_log::AttemptRecord<'a> {
+        access_log::AttemptRecord {
+            backend: attempt.backend.text(),
+            backend_addr: attempt.backend.addr.to_string(),
+            result: match attempt.result {
+                AttemptResult::Connected => self.connected_word(),
+                AttemptResult::Left => "left",
+                AttemptResult::Failed(error) => error.word(),
+                AttemptResult::Abandoned(reason) => reason.word(),
+            },
+            connect_time: seconds(attempt.time),
+        }
+    }
+
+    /// What became of the attempt that the session stayed with. Towards the backend of a flow there
+    /// is only a socket: whether it was reached, its replies show.
+    fn connected_word(&self) -> &'static str {
+        let has_replied = self.first_byte.is_some() || self.session.sent.load(Relaxed) > 0;
+        match self.reason {
+            CloseReason::ResponseTimeout if !has_replied => access_log::NO_REPLY,
+            CloseReason::BackendRefused if !has_replied => CloseReason::BackendRefused.word(),
+            _ => "ok",
+        }
+    }
 }
 
 impl Service {
@@ -153,7 +178,7 @@ impl Service {
             backend: backend.map(|backend| &**backend.text()),
             backend_addr: backend.map(|backend| backend.addr.to_string()),
             backend_port: summary.backend_port,
-            attempts: summary.attempts.iter().map(Attempt::record).collect(),
+            attempts: summary.attempts.iter().map(|a| summary.attempt(a)).collect(),
             connect_time: connected.map(|attempt| seconds(attempt.time)),
             queue_time: Some(summary.queue_time())
                 .filter(|time| !time.is_zero())
@@ -207,28 +232,6 @@ impl Service {
             datagrams_received: is_udp.then_some(0),
             datagrams_sent: is_udp.then_some(0),
             close_reason: reason,
-        }
-    }
-}
-
-impl Attempt {
-    fn record(&self) -> access_log::AttemptRecord<'_> {
-        access_log::AttemptRecord {
-            backend: self.backend.text(),
-            backend_addr: self.backend.addr.to_string(),
-            result: self.result.word(),
-            connect_time: seconds(self.time),
-        }
-    }
-}
-
-impl AttemptResult {
-    fn word(self) -> &'static str {
-        match self {
-            Self::Connected => "ok",
-            Self::Left => "left",
-            Self::Failed(error) => error.word(),
-            Self::Abandoned(reason) => reason.word(),
         }
     }
 }

@@ -60,6 +60,9 @@ pub struct AccessRecord<'a> {
     pub close_reason: &'a str,
 }
 
+/// The result of the attempt of a flow to which its backend owed replies, and sent none.
+pub const NO_REPLY: &str = "no_reply";
+
 #[derive(Debug, Serialize)]
 pub struct AttemptRecord<'a> {
     pub backend: &'a str,

@@ -83,13 +83,14 @@ fn replies_are_owed_to_each_datagram() {
 
 #[test]
 fn missing_replies_are_distinguished_from_idle_flows() {
-    for (listener, reason, unanswered) in [
+    for (listener, reason, result, unanswered) in [
         (
             "responses = 1\nidle_timeout = \"200ms\"",
             "response_timeout",
+            "no_reply",
             1,
         ),
-        ("idle_timeout = \"200ms\"", "idle_timeout", 0),
+        ("idle_timeout = \"200ms\"", "idle_timeout", "ok", 0),
     ] {
         let servers = [UdpServer::sink()];
         let (front, tembuku) = serve(listener, "", &servers);
@@ -99,6 +100,7 @@ fn missing_replies_are_distinguished_from_idle_flows() {
         tembuku.wait_flows(0.0);
         let record = tembuku.access_log(1).remove(0);
         assert_eq!(record["close_reason"], reason, "{record}");
+        assert_eq!(record["attempts"][0]["result"], result, "{record}");
         let took = record["session_time"].as_f64().unwrap();
         assert!(
             bounded(Duration::from_secs_f64(took), millis(199), PATIENCE),

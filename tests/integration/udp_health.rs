@@ -90,6 +90,11 @@ fn a_flow_on_the_only_backend_that_is_gone_ends_as_refused() {
         client.send(b"lost").unwrap();
         refused(&tembuku, 1.0);
         tembuku.wait_closed("backend_refused", 1.0);
+        let results = tembuku.access_log(2).into_iter().map(|record| {
+            let result = &record["attempts"][0]["result"];
+            result.as_str().unwrap().to_owned()
+        });
+        assert_eq!(results.collect::<Vec<_>>(), ["ok", "backend_refused"]);
         // One that gets an answer at last ends as any other.
         client.send(b"lost").unwrap();
         refused(&tembuku, 2.0);
