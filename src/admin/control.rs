@@ -348,7 +348,10 @@ fn not_at(address: &str, error: &AddressError) -> Refusal {
             let error = format!("no upstream has a backend {:?}", shown(address));
             let hint = match of_upstream.first() {
                 Some(one) => {
-                    format!("{address} is an upstream: name a backend, as {address}/{one}")
+                    format!(
+                        "{address} is an upstream: name a backend, as {address}/{one}; `tembuku \
+                         drain '{address}/*'` is for all of them"
+                    )
                 }
                 None => {
                     let known: Vec<&str> = known.iter().map(String::as_str).collect();

@@ -7,9 +7,9 @@ use super::{
 };
 use crate::{
     admin::span,
-    cli::response::{AdminChange, AdminChanges, Backend, NodeChange, Status, clean},
+    cli::response::{AdminChange, AdminChanges, Backend, NodeChange, Status, Upstream, clean},
     config::parse_duration,
-    plan::counted,
+    plan::{counted, reason::BackendState},
     upstream::pool::AdminState,
 };
 use clap::Args;
@@ -25,6 +25,8 @@ use std::{
 const LOOK: Duration = Duration::from_millis(200);
 /// Of more sessions only the number is shown: asking for each takes time of the process.
 const MOST_LISTED: u64 = 10_000;
+/// In the place of a backend: every one of its upstream.
+const EVERY: &str = "*";
 /// How often it is shown what is pending, at most: the change before says so as well.
 const SHOW: Duration = Duration::from_secs(1);
 
@@ -35,7 +37,7 @@ pub(super) struct Which {
         value_name = "UPSTREAM/BACKEND|ADDRESS",
         value_parser = target,
         help = "The backends, as configured: redis/10.0.0.1:6379; without an upstream in every \
-            upstream that has the address: 10.0.0.1:6379"
+            upstream that has the address: 10.0.0.1:6379; all of an upstream: 'redis/*', in quotes"
     )]
     targets: Vec<Target>,
     /// The process as a whole instead of backends. Drained, it says that it is not ready, so that
@@ -147,6 +149,14 @@ pub(super) fn target(text: &str) -> Result<Target, String> {
 }
 
 impl Target {
+    /// The name of the upstream of which all backends are meant.
+    fn whole_upstream(&self) -> Option<&str> {
+        match self {
+            Self::Backend(name) => Some(&*name.upstream).filter(|_| name.backend == EVERY),
+            Self::Address(_) => None,
+        }
+    }
+
     /// Where its admin state is changed.
     fn path(&self) -> String {
         match self {
@@ -276,13 +286,18 @@ fn run(
     if which.node {
         return code(run_for_node(&client, admin_state, wait));
     }
-    if let Err(why) = check(&client, &which.targets, order) {
-        complain(&why);
-        return ExitCode::FAILURE;
-    }
+    let targets = match expand(&client, &which.targets)
+        .and_then(|targets| check(&client, &targets, order).map(|()| targets))
+    {
+        Ok(targets) => targets,
+        Err(why) => {
+            complain(&why);
+            return ExitCode::FAILURE;
+        }
+    };
     let mut code = ExitCode::SUCCESS;
     let mut taken = Vec::new();
-    for target in &which.targets {
+    for target in &targets {
         let done = put(&client, target, admin_state, order).and_then(|changes| {
             for change in changes {
                 print(&change_text(&change))?;
@@ -307,6 +322,39 @@ fn run(
         code = ExitCode::FAILURE;
     }
     code
+}
+
+/// Puts the backends that an upstream has now in the place of `UPSTREAM/*`. One that is not known,
+/// or has none, is left to the process, which refuses it with a hint.
+fn expand(client: &AdminClient, targets: &[Target]) -> Result<Vec<Target>, String> {
+    if targets
+        .iter()
+        .all(|target| target.whole_upstream().is_none())
+    {
+        return Ok(targets.to_vec());
+    }
+    let (status, _) = client.status()?;
+    Ok(targets
+        .iter()
+        .flat_map(|target| {
+            let all = target.whole_upstream();
+            let all = all.map(|name| backends(&status.upstreams, name));
+            all.filter(|all| !all.is_empty())
+                .unwrap_or_else(|| vec![target.clone()])
+        })
+        .collect())
+}
+
+/// Those that an operator can set: one that was removed is shown for as long as it has sessions.
+fn backends(upstreams: &[Upstream], upstream: &str) -> Vec<Target> {
+    let upstreams = upstreams.iter().filter(|u| u.name == upstream);
+    let backends = upstreams.flat_map(|u| &u.backends);
+    let set = backends.filter(|b| b.state != BackendState::Removed.word());
+    let target = |b: &Backend| Name {
+        upstream: upstream.to_owned(),
+        backend: b.address.clone(),
+    };
+    set.map(|b| Target::Backend(target(b))).collect()
 }
 
 /// Looks up all names before anything is changed: one that is mistyped is no reason to act on the
@@ -639,6 +687,30 @@ mod tests {
             note.contains("terminated now") && note.contains("are refused"),
             "{note}"
         );
+    }
+
+    #[test]
+    fn an_asterisk_is_each_backend_that_the_upstream_has() {
+        let backend = |address: &str, state: &str| {
+            json!({ "address": address, "state": state, "admin_state": "ready",
+                "awaits_check": false, "connections": 0 })
+        };
+        let upstream = json!({ "name": "u", "backends": [backend("a:1", "up"),
+            backend("gone:1", "removed"), backend("b:1", "drained")] });
+        let upstream = serde_json::from_value(upstream).expect("an upstream");
+        let named: Vec<_> = backends(&[upstream], "u");
+        assert_eq!(
+            named,
+            ["u/a:1", "u/b:1"].map(|text| target(text).expect("a name"))
+        );
+        assert_eq!(target("u/*").expect("a name").whole_upstream(), Some("u"));
+        for other in ["u/a:1", "*", "unix:/run/*"] {
+            assert_eq!(
+                target(other).expect("a name").whole_upstream(),
+                None,
+                "{other}"
+            );
+        }
     }
 
     #[test]

@@ -178,7 +178,11 @@ impl Service {
             backend: backend.map(|backend| &**backend.text()),
             backend_addr: backend.map(|backend| backend.addr.to_string()),
             backend_port: summary.backend_port,
-            attempts: summary.attempts.iter().map(|a| summary.attempt(a)).collect(),
+            attempts: summary
+                .attempts
+                .iter()
+                .map(|a| summary.attempt(a))
+                .collect(),
             connect_time: connected.map(|attempt| seconds(attempt.time)),
             queue_time: Some(summary.queue_time())
                 .filter(|time| !time.is_zero())

@@ -106,6 +106,49 @@ fn an_address_acts_on_every_upstream_that_has_it() {
     }
 }
 
+/// Those that it has at the time; the other upstream keeps the one that both have.
+#[test]
+fn an_asterisk_acts_on_every_backend_of_the_upstream() {
+    let (one, other) = (Server::named("one"), Server::named("other"));
+    let (read, write) = (ports::free_addr(), ports::free_addr());
+    let tembuku = Tembuku::start(&format!(
+        "[admin]\nsocket = \"{{dir}}/admin.sock\"\n\
+         [listeners.read]\nbind = \"{read}\"\nupstream = \"read\"\n\
+         [listeners.write]\nbind = \"{write}\"\nupstream = \"write\"\n\
+         [upstreams.read]\nbackends = [\"{one}\", \"{other}\"]\n\
+         [upstreams.write]\nbackends = [\"{one}\"]\n",
+        one = one.addr,
+        other = other.addr
+    ));
+    let output = tembuku.command(&["drain", "read/*", "--wait"]);
+    assert_eq!(output.status.code(), Some(0), "{}", proc::text(&output));
+    let [one, other] = [one.addr, other.addr];
+    assert_eq!(
+        String::from_utf8(output.stdout).unwrap(),
+        format!("read/{one}: up -> drained, 0 sessions\nread/{other}: up -> drained, 0 sessions\n")
+    );
+    // Once, with the last of them.
+    let complaints = String::from_utf8(output.stderr).unwrap();
+    let warning = "warning: upstream read has no backend left that takes sessions";
+    assert_eq!(complaints.matches(warning).count(), 1, "{complaints}");
+    assert!(ask(read).is_err());
+    assert_eq!(ask(write).unwrap(), "one");
+    // Beside another argument, each is looked up first.
+    let printed = fail(&tembuku, &["maint", "read/*", "wrote/*"]);
+    for part in ["there is no upstream \"wrote\"", "nothing was changed"] {
+        assert!(printed.contains(part), "{printed}");
+    }
+    let printed = tembuku.succeed(&["ready", "read/*", "write/*"]);
+    assert_eq!(printed.matches("drained -> up").count(), 2, "{printed}");
+    assert!(
+        printed.contains(&format!("write/{one}: up already")),
+        "{printed}"
+    );
+    assert_eq!(ask_many(read, 2).len(), 2);
+    let printed = fail(&tembuku, &["drain", "read"]);
+    assert!(printed.contains("`tembuku drain 'read/*'`"), "{printed}");
+}
+
 #[test]
 fn an_address_of_a_name_is_the_whole_backend_or_refused() {
     let Some(place) = place() else {
