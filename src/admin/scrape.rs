@@ -3,9 +3,10 @@
 use crate::{
     control::{Discovery, State, UpdateResult},
     plan::reason::Shortage,
+    session::registry::SessionBudget,
     telemetry::metrics::{
-        self, BackendFigures, Figures, ListenerFigures, ReloadFigures, SourceFigures,
-        UpstreamFigures, UpstreamMetrics,
+        self, BackendFigures, Figures, ListenerFigures, ReloadFigures, SessionFigures,
+        SourceFigures, UpstreamFigures, UpstreamMetrics,
     },
     upstream::pool::{EndpointSnapshot, Pool},
 };
@@ -22,6 +23,8 @@ pub fn scrape(state: &State) -> Vec<Bytes> {
         backends: Vec::new(),
         sources: Vec::new(),
         process: &state.process.metrics,
+        connections: sessions(state.process.sessions.connections()),
+        flows: sessions(state.process.sessions.flows()),
         access_log_dropped: state.process.access_logs.dropped(),
         config_hash: &view.hash,
         last_reload: state.reloads.last().map(|last| ReloadFigures {
@@ -34,6 +37,7 @@ pub fn scrape(state: &State) -> Vec<Bytes> {
         figures.listeners.push(ListenerFigures {
             metrics: &service.metrics,
             is_udp: service.is_udp(),
+            max_connections: service.plan.max_connections,
         });
     }
     for pool in view.pools() {
@@ -54,6 +58,7 @@ pub fn scrape(state: &State) -> Vec<Bytes> {
             available: available as u64,
             full: full as u64,
             waiting: waiting(pool),
+            most_waiting: [Shortage::Full, Shortage::NoneFit].map(|lacks| pool.waits.most(lacks)),
             primaries: guarded.primaries.map(|n| n as u64),
             in_panic: guarded.in_panic,
             in_role_fallback: guarded.in_role_fallback,
@@ -62,6 +67,13 @@ pub fn scrape(state: &State) -> Vec<Bytes> {
         figures.backends.extend(backends.into_iter().map(backend));
     }
     metrics::render(&figures)
+}
+
+fn sessions(budget: &SessionBudget) -> SessionFigures {
+    SessionFigures {
+        active: budget.count(),
+        most: budget.most(),
+    }
 }
 
 fn source<'a>(
@@ -108,11 +120,16 @@ fn backend(backend: EndpointSnapshot) -> BackendFigures {
             lag.bytes.map(|bytes| bytes as f64),
         ]
     });
-    BackendFigures::new(
+    // Each address has the limit for itself.
+    let addresses = backend.addresses.len().max(1) as u64;
+    let max_connections = backend.max_connections * addresses;
+    let mut figures = BackendFigures::new(
         &backend.metrics,
         backend.state,
         backend.weight,
         backend.roles,
         lag.unwrap_or_default(),
-    )
+    );
+    figures.max_connections = max_connections;
+    figures
 }

@@ -16,7 +16,8 @@ pub use count::{Counter, Sharded, Shown, set_shard};
 pub use export::Exporter;
 pub use families::{family_names, render};
 pub use figures::{
-    BackendFigures, Figures, ListenerFigures, ReloadFigures, SourceFigures, UpstreamFigures,
+    BackendFigures, Figures, ListenerFigures, ReloadFigures, SessionFigures, SourceFigures,
+    UpstreamFigures,
 };
 pub use histogram::Histogram;
 pub use transfer::{Transfer, Visitor};

@@ -133,8 +133,10 @@ fn setup(backends: [SocketAddr; 2], datagrams: SocketAddr) -> (Tembuku, SocketAd
     let [a, b] = backends;
     let tembuku = Tembuku::start(&format!(
         "[listeners.web]\nbind = \"{listen}\"\nupstream = \"web\"\n\
+         max_connections = 100\n\
          [listeners.dns]\nbind = \"{udp}\"\nprotocol = \"udp\"\nupstream = \"dns\"\n\
-         [upstreams.web]\nbackends = [\"{a}\", \"{b}\"]\n\
+         [upstreams.web]\nqueue_timeout = \"1s\"\n\
+         backends = [{{ address = \"{a}\", max_connections = 50 }}, \"{b}\"]\n\
          [upstreams.web.check]\nkind = \"tcp\"\ninterval = \"100ms\"\nfall = 1\n\
          [upstreams.dns]\nbackends = [\"{datagrams}\"]\n"
     ));

@@ -81,6 +81,10 @@ const FAMILIES: &[(Family, Write)] = families! {
     counter "tembuku_access_log_dropped_total":
         "Access log records dropped because the writer could not keep up.",
         |f, out| out.add("", f.of.access_log_dropped);
+    gauge "tembuku_active_connections": "Connections that live now, of all listeners.",
+        |f, out| out.add("", f.of.connections.active);
+    gauge "tembuku_active_flows": "Flows of datagrams that live now, of all listeners.",
+        |f, out| out.add("", f.of.flows.active);
     gauge "tembuku_backend_active_connections":
         "Sessions on the backend now, those being connected included.",
         |f, out| backends(f, |b| out.add(&b.metrics.labels, b.metrics.active()));
@@ -101,6 +105,9 @@ const FAMILIES: &[(Family, Write)] = families! {
     counter "tembuku_backend_connections_total":
         "Connections established to the backend, and flows that were given to it.",
         |f, out| backends(f, |b| out.add(&b.metrics.labels, b.totals.connections));
+    gauge "tembuku_backend_max_connections":
+        "Most sessions on the backend at once, where it has a limit.",
+        |f, out| backends(f, |b| limit(out, &b.metrics.labels, b.max_connections));
     counter "tembuku_backend_received_bytes_total": "Bytes received from the backend.",
         |f, out| backends(f, |b| out.add(&b.metrics.labels, b.totals.received));
     gauge "tembuku_backend_replication_lag_bytes":
@@ -216,6 +223,9 @@ const FAMILIES: &[(Family, Write)] = families! {
                 }
             });
         };
+    gauge "tembuku_listener_max_connections":
+        "Most sessions at once, where the listener has a limit of its own.",
+        |f, out| listeners(f, |l| limit(out, &l.metrics.labels, l.max_connections));
     counter "tembuku_listener_over_limit_total":
         "Clients over a limit that were not refused, by limit and what became of them.",
         |f, out| {
@@ -261,6 +271,10 @@ const FAMILIES: &[(Family, Write)] = families! {
         };
     counter "tembuku_listener_sent_datagrams_total": "Datagrams sent to clients.",
         |f, out| udp_listeners(f, |l| out.add(&l.labels, l.counts.sum(|c| &c.sent_datagrams)));
+    gauge "tembuku_max_connections": "Most connections at once, of all listeners.",
+        |f, out| out.add("", f.of.connections.most);
+    gauge "tembuku_max_flows": "Most flows of datagrams at once, of all listeners.",
+        |f, out| out.add("", f.of.flows.most);
     counter "tembuku_relayed_bytes_total":
         "Bytes of connections relayed in both directions, by mode.",
         |f, out| {
@@ -308,6 +322,10 @@ const FAMILIES: &[(Family, Write)] = families! {
         "From the verdict, failed connect or admin_state that took a backend out until its last \
          session was over.",
         |f, out| upstreams(f, |u| out.histogram(&u.metrics.labels, &u.metrics.leave_duration));
+    gauge "tembuku_upstream_max_waiting_sessions":
+        "Most sessions that wait at once for a place at a backend (queue) or for a fit backend \
+         (hold).",
+        |f, out| waits(f, |w, _, most| out.add(&w.labels, most));
     gauge "tembuku_upstream_panic":
         "Whether so few backends are up that all are used whatever the results of their checks.",
         |f, out| upstreams(f, |u| out.add_if(&u.metrics.labels, u.in_panic));
@@ -327,13 +345,13 @@ const FAMILIES: &[(Family, Write)] = families! {
     histogram "tembuku_upstream_wait_duration_seconds":
         "How long sessions waited for a place at a backend (queue) or for a fit backend (hold), \
          served or not.",
-        |f, out| waits(f, |w, _| out.histogram(&w.labels, &w.duration));
+        |f, out| waits(f, |w, _, _| out.histogram(&w.labels, &w.duration));
     gauge "tembuku_upstream_waiting_sessions":
         "Sessions that wait now for a place at a backend (queue) or for a fit backend (hold).",
-        |f, out| waits(f, |w, waiting| out.add(&w.labels, waiting));
+        |f, out| waits(f, |w, waiting, _| out.add(&w.labels, waiting));
     counter "tembuku_upstream_waits_total": "Waits of sessions that have ended, by how.",
         |f, out| {
-            waits(f, |w, _| {
+            waits(f, |w, _, _| {
                 for result in WaitResult::ALL {
                     let count = w.results[result as usize].get();
                     out.add_with(&w.labels, ("result", result.word()), count);
@@ -367,15 +385,23 @@ fn backends(read: &Read<'_>, each: impl FnMut(&BackendFigures)) {
     read.of.backends.iter().for_each(each);
 }
 
-/// What is counted of each wait that sessions may have, and how many wait so now.
-fn waits(read: &Read<'_>, mut each: impl FnMut(&WaitMetrics, u64)) {
+/// What is counted of each wait that sessions may have, how many wait so now, and how many may.
+fn waits(read: &Read<'_>, mut each: impl FnMut(&WaitMetrics, u64, u64)) {
     upstreams(read, |u| {
-        for (metrics, waiting) in u.metrics.waits.iter().zip(u.waiting) {
+        let limits = u.waiting.into_iter().zip(u.most_waiting);
+        for (metrics, (waiting, most)) in u.metrics.waits.iter().zip(limits) {
             if let Some(waiting) = waiting {
-                each(metrics, waiting);
+                each(metrics, waiting, most);
             }
         }
     });
+}
+
+/// A share of what is not limited would be infinite, or zero, and neither is worth a series.
+fn limit(out: &mut Samples<'_>, labels: &str, most: u64) {
+    if most > 0 {
+        out.add(labels, most);
+    }
 }
 
 fn checked(read: &Read<'_>, mut each: impl FnMut(&BackendMetrics, &CheckMetrics)) {
@@ -407,7 +433,10 @@ fn lag(read: &Read<'_>, out: &mut Samples<'_>, unit: usize) {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::Exporter, *};
+    use super::{
+        super::{Exporter, SessionFigures},
+        *,
+    };
     use std::sync::Arc;
 
     #[test]
@@ -433,6 +462,7 @@ mod tests {
                     .map(|metrics| ListenerFigures {
                         metrics,
                         is_udp: true,
+                        max_connections: 1,
                     })
                     .collect(),
                 upstreams: upstreams[from..]
@@ -440,6 +470,7 @@ mod tests {
                     .map(|metrics| UpstreamFigures {
                         full: 0,
                         waiting: [Some(0); 2],
+                        most_waiting: [1; 2],
                         metrics,
                         available: 1,
                         primaries: Some(1),
@@ -466,6 +497,8 @@ mod tests {
                     })
                     .collect(),
                 process: &process,
+                connections: SessionFigures { active: 0, most: 1 },
+                flows: SessionFigures { active: 0, most: 1 },
                 access_log_dropped: 0,
                 config_hash: "0123",
                 last_reload: None,

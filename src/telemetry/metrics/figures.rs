@@ -14,6 +14,8 @@ pub struct Figures<'a> {
     pub backends: Vec<BackendFigures>,
     pub sources: Vec<SourceFigures<'a>>,
     pub process: &'a ProcessMetrics,
+    pub connections: SessionFigures,
+    pub flows: SessionFigures,
     pub access_log_dropped: u64,
     /// Of the configuration in effect.
     pub config_hash: &'a str,
@@ -21,6 +23,13 @@ pub struct Figures<'a> {
     pub last_reload: Option<ReloadFigures>,
     /// Of a worker, in seconds.
     pub longest_pause: f64,
+}
+
+/// How many sessions of a kind the process has, and how many it may have.
+#[derive(Debug, Clone, Copy)]
+pub struct SessionFigures {
+    pub active: u64,
+    pub most: u64,
 }
 
 pub struct ReloadFigures {
@@ -47,6 +56,8 @@ pub struct ListenerFigures<'a> {
     pub metrics: &'a ListenerMetrics,
     /// Whether its sessions are flows of datagrams.
     pub is_udp: bool,
+    /// 0: no limit of its own.
+    pub max_connections: u64,
 }
 
 pub struct UpstreamFigures<'a> {
@@ -56,6 +67,8 @@ pub struct UpstreamFigures<'a> {
     pub full: u64,
     /// Sessions that wait, by what they lack; `None` where none may wait for that.
     pub waiting: [Option<u64>; Shortage::COUNT],
+    /// How many may wait so at once.
+    pub most_waiting: [u64; Shortage::COUNT],
     /// Backends that report to be primary; `None`: their checks require no primary.
     pub primaries: Option<u64>,
     /// `None` where `panic_threshold` is not set.
@@ -71,6 +84,8 @@ pub struct BackendFigures {
     pub metrics: Arc<BackendMetrics>,
     pub state: BackendState,
     pub weight: u32,
+    /// Of all its addresses together; 0: no limit.
+    pub max_connections: u64,
     /// The roles of its addresses; `None` where no check asks for them.
     pub roles: Option<Vec<Role>>,
     /// The replication lag of the last check in seconds and in bytes; `None` where a check never
@@ -103,6 +118,7 @@ impl BackendFigures {
             metrics: Arc::clone(metrics),
             state,
             weight,
+            max_connections: 0,
             roles,
         }
     }
