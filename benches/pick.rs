@@ -135,7 +135,7 @@ fn pool(c: &mut Criterion) {
                 check: None,
             };
             let upstream = exporter.upstream(name);
-            let metrics = |b: &Backend| exporter.backend(&upstream, &b.text, false);
+            let metrics = |b: &Backend| exporter.backend(&upstream, &b.text, None);
             let addresses = vec![vec![address()]; count];
             let pool = Arc::new(Pool::new(
                 &upstream,

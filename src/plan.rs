@@ -305,6 +305,14 @@ pub struct Upstream {
     pub flows_move: FlowsMove,
 }
 
+impl Upstream {
+    /// `None`: its backends are not checked.
+    pub fn checked_by(&self) -> Option<CheckProtocol> {
+        let check = self.check.as_ref();
+        check.map(|check| check.kind.info().kind)
+    }
+}
+
 /// When backups take sessions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum BackupWhen {

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use super::{Addr, Rcode, RecordType, reason::words};
+use super::{
+    Addr, Rcode, RecordType,
+    reason::{CheckResult, words},
+};
 
 /// How the backends of an upstream are checked, and what becomes of their sessions when a check
 /// fails.
@@ -180,6 +183,34 @@ impl CheckProtocol {
             Postgres "postgres" OnRequest true;
             Mysql "mysql" OnRequest true;
             Dns "dns" Never false;
+        }
+    }
+}
+
+impl CheckProtocol {
+    /// Whether a check by this protocol can end so.
+    pub fn can_find(self, result: CheckResult) -> bool {
+        match result {
+            CheckResult::Ok
+            | CheckResult::Refused
+            | CheckResult::Timeout
+            | CheckResult::Unreachable
+            | CheckResult::Reset
+            | CheckResult::Local => true,
+            // A connect is no dialogue.
+            CheckResult::Closed | CheckResult::Protocol | CheckResult::Unexpected => {
+                self != Self::Tcp
+            }
+            CheckResult::Tls => self.info().tls != StartTls::Never,
+            CheckResult::Standby
+            | CheckResult::WrongRole
+            | CheckResult::Auth
+            | CheckResult::Loading
+            | CheckResult::Lagging
+            | CheckResult::NotReplicating => self.info().logs_in,
+            CheckResult::RefusesWrites | CheckResult::Busy | CheckResult::MasterDown => {
+                self == Self::Redis
+            }
         }
     }
 }

@@ -300,6 +300,21 @@ pub enum Condition {
 }
 
 impl BackendState {
+    /// Whether only a check that asks for the role, or the replication, can bring a backend there.
+    pub fn is_of_role(self) -> bool {
+        match self {
+            Self::Standby | Self::WrongRole | Self::Lagging | Self::Doubtful => true,
+            Self::Up
+            | Self::Down
+            | Self::Failed
+            | Self::Unproven
+            | Self::Disabled
+            | Self::Drained
+            | Self::Maintenance
+            | Self::Removed => false,
+        }
+    }
+
     pub fn condition(self) -> Condition {
         match self {
             Self::Up | Self::Standby => Condition::Good,

@@ -22,13 +22,16 @@ pub use figures::{
 pub use histogram::Histogram;
 pub use transfer::{Transfer, Visitor};
 
-use crate::plan::reason::{
-    BackendState, CheckResult, CloseReason, ConnectError, DropReason, LimitKind, OverLimit,
-    RejectReason, Shortage, SpliceFallback, WaitResult,
+use crate::plan::{
+    CheckProtocol,
+    reason::{
+        BackendState, CheckResult, CloseReason, ConnectError, DropReason, LimitKind, OverLimit,
+        RejectReason, Shortage, SpliceFallback, WaitResult,
+    },
 };
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
 };
 
 /// What one listener counts.
@@ -100,9 +103,13 @@ pub struct BackendMetrics {
     pub connect_duration: Histogram,
     pub transitions: [Counter; BackendState::COUNT],
     pub checks: CheckMetrics,
-    /// Whether `checks` is shown.
-    pub is_checked: AtomicBool,
+    /// Where it is none, `checks` is not shown.
+    pub checked_by: CheckedBy,
 }
+
+/// The protocol of the checks of a backend, which a plan may change.
+#[derive(Debug)]
+pub struct CheckedBy(AtomicU8);
 
 /// What the checks of one backend count.
 #[derive(Debug)]
@@ -163,12 +170,34 @@ impl ListenerMetrics {
     }
 }
 
+impl CheckedBy {
+    fn new(protocol: Option<CheckProtocol>) -> Self {
+        Self(AtomicU8::new(Self::number(protocol)))
+    }
+
+    pub fn set(&self, protocol: Option<CheckProtocol>) {
+        self.0.store(Self::number(protocol), Relaxed);
+    }
+
+    /// `None`: it is not checked.
+    pub fn get(&self) -> Option<CheckProtocol> {
+        let number = usize::from(self.0.load(Relaxed));
+        let at = number.checked_sub(1)?;
+        CheckProtocol::ALL.get(at).copied()
+    }
+
+    fn number(protocol: Option<CheckProtocol>) -> u8 {
+        let at = CheckProtocol::ALL.iter().position(|p| Some(*p) == protocol);
+        at.map_or(0, |at| at as u8 + 1)
+    }
+}
+
 impl BackendMetrics {
     /// A series that there is once stays, and is no number while no answer gives the lag: neither
     /// the last value nor zero would be true.
     fn lag_to_show(&self, lag: [Option<f64>; 2]) -> [Option<f64>; 2] {
         let checks = &self.checks;
-        if !self.is_checked.load(Relaxed) {
+        if self.checked_by.get().is_none() {
             return [None; 2];
         }
         std::array::from_fn(|n| match lag[n] {

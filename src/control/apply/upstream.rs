@@ -51,7 +51,7 @@ impl UpstreamRuntime {
         let pool = Arc::new(Pool::new(
             &metrics,
             plan,
-            |b| exporter.backend(&metrics, &b.text, plan.check.is_some()),
+            |b| exporter.backend(&metrics, &b.text, plan.checked_by()),
             &inputs.addresses,
             Instant::now(),
         ));
@@ -135,7 +135,7 @@ impl UpstreamRuntime {
         let backends = plan.backends.iter().map(|b| &b.text);
         let mut addresses: BTreeMap<&String, Vec<Addr>> = backends.zip(addresses).collect();
         let add = |b: &Backend| {
-            let metrics = exporter.backend(&self.pool.metrics, &b.text, plan.check.is_some());
+            let metrics = exporter.backend(&self.pool.metrics, &b.text, plan.checked_by());
             let addresses = addresses.remove(&b.text).unwrap_or_default();
             (Arc::new(metrics), addresses)
         };
@@ -169,7 +169,7 @@ impl UpstreamRuntime {
         let exporter = &runtime.exporter;
         let discovery = self.discovery();
         let add = |b: &Backend| {
-            let metrics = exporter.backend(&self.pool.metrics, &b.text, plan.check.is_some());
+            let metrics = exporter.backend(&self.pool.metrics, &b.text, plan.checked_by());
             let addresses = discovery.map_or_else(Vec::new, |known| known.addresses_of(b));
             (Arc::new(metrics), addresses)
         };

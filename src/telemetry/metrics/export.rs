@@ -1,16 +1,13 @@
 //! Makes the counters of listeners, upstreams and backends, with their labels.
 
 use super::{
-    BackendMetrics, CheckMetrics, Counter, Histogram, ListenerMetrics, ProcessMetrics, Sharded,
-    UpstreamMetrics, WaitMetrics,
-    histogram::{LATENCY, LIFETIME},
+    BackendMetrics, CheckMetrics, CheckedBy, Counter, Histogram, ListenerMetrics, ProcessMetrics,
+    Sharded, UpstreamMetrics, WaitMetrics,
+    histogram::{CHECKS, LATENCY, LIFETIME},
     text::labels,
 };
-use crate::plan::reason::Shortage;
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64},
-};
+use crate::plan::{CheckProtocol, reason::Shortage};
+use std::sync::{Arc, atomic::AtomicU64};
 
 /// What is counted is kept with the listener, upstream or backend that counts it, and its series
 /// end with it.
@@ -53,10 +50,15 @@ impl Exporter {
     }
 
     /// `checked`: whether there are checks to count.
-    pub fn backend(&self, upstream: &UpstreamMetrics, text: &str, checked: bool) -> BackendMetrics {
+    pub fn backend(
+        &self,
+        upstream: &UpstreamMetrics,
+        text: &str,
+        checked_by: Option<CheckProtocol>,
+    ) -> BackendMetrics {
         let checks = CheckMetrics {
             results: Default::default(),
-            duration: Histogram::new(LATENCY),
+            duration: Histogram::new(CHECKS),
             has_lag: Default::default(),
         };
         BackendMetrics {
@@ -69,7 +71,7 @@ impl Exporter {
             connect_duration: Histogram::new(LATENCY),
             transitions: Default::default(),
             checks,
-            is_checked: AtomicBool::new(checked),
+            checked_by: CheckedBy::new(checked_by),
         }
     }
 

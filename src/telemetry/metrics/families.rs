@@ -2,13 +2,13 @@
 //! of a scrape.
 
 use super::{
-    BackendFigures, BackendMetrics, CheckMetrics, Figures, ListenerFigures, ListenerMetrics,
-    SourceFigures, UpstreamFigures, WaitMetrics,
+    BackendFigures, BackendMetrics, Figures, ListenerFigures, ListenerMetrics, SourceFigures,
+    UpstreamFigures, WaitMetrics,
     text::{Family, Samples, Text, labels},
 };
 use crate::{
     plan::{
-        Role,
+        CheckProtocol, Role,
         reason::{
             BackendState, CheckResult, CloseReason, ConnectError, DropReason, LimitKind, OverLimit,
             RejectReason, SpliceFallback, WaitResult,
@@ -17,7 +17,6 @@ use crate::{
     sys::process,
 };
 use bytes::Bytes;
-use std::sync::atomic::Ordering::Relaxed;
 
 /// The text of a scrape, in pieces of some 64 KiB.
 pub fn render(figures: &Figures<'_>) -> Vec<Bytes> {
@@ -90,7 +89,7 @@ const FAMILIES: &[(Family, Write)] = families! {
         |f, out| backends(f, |b| out.add(&b.metrics.labels, b.metrics.active()));
     histogram "tembuku_backend_connect_duration_seconds":
         "How long successful connects to the backend took.",
-        |f, out| backends(f, |b| out.histogram(&b.metrics.labels, &b.metrics.connect_duration));
+        |f, out| backends(f, |b| out.histogram_if_any(&b.metrics.labels, &b.metrics.connect_duration));
     counter "tembuku_backend_connect_errors_total":
         "Connects to the backend that failed, by reason; of flows, refusals by the \
          network and replies that did not come.",
@@ -146,11 +145,15 @@ const FAMILIES: &[(Family, Write)] = families! {
          or by an operator; of a name each address counts.",
         |f, out| {
             backends(f, |b| {
+                let protocol = b.metrics.checked_by.get();
+                let has_role = protocol.is_some_and(|protocol| protocol.info().logs_in);
                 // That one comes by time alone.
                 let entered = BackendState::ALL.into_iter();
                 for to in entered.filter(|to| *to != BackendState::Unproven) {
                     let n = b.metrics.transitions[to as usize].get();
-                    out.add_with(&b.metrics.labels, ("to", to.word()), n);
+                    if has_role || !to.is_of_role() || n > 0 {
+                        out.add_with(&b.metrics.labels, ("to", to.word()), n);
+                    }
                 }
             });
         };
@@ -160,13 +163,16 @@ const FAMILIES: &[(Family, Write)] = families! {
         |_, out| out.add_with("", ("version", env!("CARGO_PKG_VERSION")), true);
     histogram "tembuku_check_duration_seconds":
         "How long checks of the backend took, those that failed included.",
-        |f, out| checked(f, |b, checks| out.histogram(&b.labels, &checks.duration));
+        |f, out| checked(f, |b, _| out.histogram_if_any(&b.labels, &b.checks.duration));
     counter "tembuku_check_results_total": "Checks of the backend, by result.",
         |f, out| {
-            checked(f, |b, checks| {
+            checked(f, |b, protocol| {
                 for result in CheckResult::ALL {
-                    let n = checks.results[result as usize].get();
-                    out.add_with(&b.labels, ("result", result.word()), n);
+                    let n = b.checks.results[result as usize].get();
+                    // What has happened is shown, even if it was not expected here.
+                    if protocol.can_find(result) || n > 0 {
+                        out.add_with(&b.labels, ("result", result.word()), n);
+                    }
                 }
             });
         };
@@ -404,10 +410,10 @@ fn limit(out: &mut Samples<'_>, labels: &str, most: u64) {
     }
 }
 
-fn checked(read: &Read<'_>, mut each: impl FnMut(&BackendMetrics, &CheckMetrics)) {
+fn checked(read: &Read<'_>, mut each: impl FnMut(&BackendMetrics, CheckProtocol)) {
     for backend in &read.of.backends {
-        if backend.metrics.is_checked.load(Relaxed) {
-            each(&backend.metrics, &backend.metrics.checks);
+        if let Some(protocol) = backend.metrics.checked_by.get() {
+            each(&backend.metrics, protocol);
         }
     }
 }
@@ -434,10 +440,13 @@ fn lag(read: &Read<'_>, out: &mut Samples<'_>, unit: usize) {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{Exporter, SessionFigures},
+        super::{
+            Exporter, SessionFigures,
+            histogram::{CHECKS, LATENCY},
+        },
         *,
     };
-    use std::sync::Arc;
+    use std::{sync::Arc, time::Duration};
 
     #[test]
     fn help_texts_need_no_escapes() {
@@ -453,8 +462,9 @@ mod tests {
         let process = exporter.process();
         let listeners = ["gone", "kept"].map(|name| exporter.listener(name));
         let upstreams = ["gone", "kept"].map(|name| exporter.upstream(name));
-        let backends = [("gone", 0), ("kept", 1)]
-            .map(|(text, of)| Arc::new(exporter.backend(&upstreams[of], text, true)));
+        let backends = [("gone", 0), ("kept", 1)].map(|(text, of)| {
+            Arc::new(exporter.backend(&upstreams[of], text, Some(CheckProtocol::Redis)))
+        });
         let scrape = |from: usize| {
             let figures = Figures {
                 listeners: listeners[from..]
@@ -512,6 +522,55 @@ mod tests {
         assert_eq!(series(&before, "gone"), series(&before, "kept"));
         assert_eq!(series(&after, "gone"), 0);
         assert_eq!(series(&after, "kept"), series(&before, "kept"));
+    }
+
+    /// Of the backends there may be thousands.
+    #[test]
+    fn a_backend_has_few_series_of_what_does_not_happen() {
+        let exporter = Exporter::new(1);
+        let (process, upstream) = (exporter.process(), exporter.upstream("u"));
+        let series = |checked_by, use_it: fn(&BackendMetrics)| {
+            let metrics = Arc::new(exporter.backend(&upstream, "b", checked_by));
+            use_it(&metrics);
+            let backend = BackendFigures::new(&metrics, BackendState::Up, 1, None, [None; 2]);
+            let figures = Figures {
+                listeners: Vec::new(),
+                upstreams: Vec::new(),
+                backends: vec![backend],
+                sources: Vec::new(),
+                process: &process,
+                connections: SessionFigures { active: 0, most: 1 },
+                flows: SessionFigures { active: 0, most: 1 },
+                access_log_dropped: 0,
+                config_hash: "0123",
+                last_reload: None,
+                longest_pause: 0.0,
+            };
+            let text = String::from_utf8(render(&figures).concat()).expect("text");
+            text.matches("backend=\"b\"").count()
+        };
+        let idle = |_: &BackendMetrics| ();
+        let none = series(None, idle);
+        assert!(none <= 35, "{none}");
+        let by = |protocol| series(Some(protocol), idle) - none;
+        assert_eq!(by(CheckProtocol::Tcp), 6);
+        assert_eq!(by(CheckProtocol::Http), 10);
+        // All results, and four states.
+        assert_eq!(by(CheckProtocol::Redis), CheckResult::COUNT + 4);
+        // What was not expected is shown once it has happened.
+        let unexpected = |b: &BackendMetrics| {
+            b.checks.results[CheckResult::Busy as usize].add(1);
+            b.entered(BackendState::Lagging);
+        };
+        assert_eq!(series(Some(CheckProtocol::Tcp), unexpected), none + 6 + 2);
+        // A histogram has all its buckets at once, so that they can be added to those of others.
+        let connected = |b: &BackendMetrics| b.connect_duration.record(Duration::from_secs(1));
+        assert_eq!(series(None, connected), none + LATENCY.len() + 3);
+        let checked = |b: &BackendMetrics| b.checks.duration.record(Duration::from_secs(1));
+        assert_eq!(
+            series(Some(CheckProtocol::Tcp), checked),
+            none + 6 + CHECKS.len() + 3
+        );
     }
 
     #[test]

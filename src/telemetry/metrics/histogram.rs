@@ -30,6 +30,18 @@ pub(super) const LATENCY: &[Bound] = &[
     (10.0, "10"),
 ];
 
+/// Checks, of which each backend has its own: whether they are near their timeout.
+pub(super) const CHECKS: &[Bound] = &[
+    (0.001, "0.001"),
+    (0.005, "0.005"),
+    (0.025, "0.025"),
+    (0.1, "0.1"),
+    (0.5, "0.5"),
+    (1.0, "1"),
+    (2.5, "2.5"),
+    (10.0, "10"),
+];
+
 /// Sessions: from one short request to a pooled connection of a day.
 pub(super) const LIFETIME: &[Bound] = &[
     (0.001, "0.001"),
@@ -75,6 +87,10 @@ impl Histogram {
         let _ = self.sum.fetch_update(Relaxed, Relaxed, add);
     }
 
+    pub(super) fn is_any(&self) -> bool {
+        self.counts.iter().any(|count| count.load(Relaxed) > 0)
+    }
+
     /// Every bucket's `le` and the number of samples at or below it; the last one, `+Inf`, has all.
     pub(super) fn buckets(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let bounds = self.bounds.iter().map(|(_, text)| *text);
@@ -115,7 +131,7 @@ mod tests {
 
     #[test]
     fn bounds_ascend_and_their_text_is_their_value() {
-        for bounds in [LATENCY, LIFETIME] {
+        for bounds in [LATENCY, CHECKS, LIFETIME] {
             assert!(bounds.is_sorted_by(|a, b| a.0 < b.0));
             for (bound, text) in bounds {
                 assert_eq!(text.parse(), Ok(*bound));

@@ -86,6 +86,14 @@ impl Samples<'_> {
         self.line("_count", labels, None, count.into());
     }
 
+    /// Of what there are many, most of them unused: it is there from the first observation on, as
+    /// the label values of client libraries are.
+    pub(super) fn histogram_if_any(&mut self, labels: &str, histogram: &Histogram) {
+        if histogram.is_any() {
+            self.histogram(labels, histogram);
+        }
+    }
+
     fn line(&mut self, suffix: &str, labels: &str, more: Option<(&str, &str)>, value: Value) {
         let Family { name, kind, help } = *self.family;
         let out = &mut self.text.open;

@@ -159,6 +159,7 @@ impl Transfer for ProcessMetrics {
 mod tests {
     use super::super::{BackendCounts, Exporter, ListenerCounts, RelayCounts};
     use super::*;
+    use crate::plan::CheckProtocol;
     use std::time::Duration;
 
     /// What is counted by several threads. A counter that is added there has to be added here.
@@ -237,7 +238,10 @@ mod tests {
         let (from, to) = (old.listener("l"), new.listener("l"));
         check_all(&from.counts, &to.counts, || to.add(&from.figures()));
         let (from, to) = (old.upstream("u"), new.upstream("u"));
-        let (from, to) = (old.backend(&from, "b", true), new.backend(&to, "b", true));
+        let (from, to) = (
+            old.backend(&from, "b", Some(CheckProtocol::Redis)),
+            new.backend(&to, "b", Some(CheckProtocol::Redis)),
+        );
         check_all(&from.counts, &to.counts, || to.add(&from.figures()));
         let (from, to) = (old.process(), new.process());
         check_all(&from.relayed, &to.relayed, || to.add(&from.figures()));
@@ -264,8 +268,8 @@ mod tests {
         to_up.add(&from_up.figures());
         assert_eq!(to_up.figures(), from_up.figures());
 
-        let from = old.backend(&from_up, "b", true);
-        let to = new.backend(&to_up, "b", true);
+        let from = old.backend(&from_up, "b", Some(CheckProtocol::Redis));
+        let to = new.backend(&to_up, "b", Some(CheckProtocol::Redis));
         from.entered(BackendState::Down);
         from.checks.results[0].add(9);
         from.connect_duration.record(Duration::from_millis(1));

@@ -15,7 +15,7 @@ use ahash::{HashMap, HashSet};
 use std::{
     convert::Infallible,
     net::SocketAddr,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -150,6 +150,7 @@ impl Pool {
         now: Instant,
     ) {
         let check = plan.check.as_ref();
+        let checked_by = plan.checked_by();
         let start_verdict = check.map(|check| Verdict::at_start(check.start_up));
         let mut added = HashMap::default();
         let mut add_once = |backend: &plan::Backend| {
@@ -159,8 +160,7 @@ impl Pool {
         let prepare = |mut outline: Outline| {
             let configured = outline.configured_with(plan, &mut add_once, now);
             for configured in &configured {
-                let is_checked = &configured.metrics.is_checked;
-                is_checked.store(check.is_some(), Relaxed);
+                configured.metrics.checked_by.set(checked_by);
             }
             let remembered = outline.remembered_with(&configured, now);
             outline.start_verdict = start_verdict;

@@ -118,7 +118,8 @@ pub(crate) fn upstream(backends: Vec<Planned>, check: Check) -> Upstream {
 pub(crate) fn of(plan: &Upstream, now: Instant) -> Pool {
     let exporter = Exporter::new(1);
     let of_all = exporter.upstream("u");
-    let metrics = |b: &Planned| exporter.backend(&of_all, &b.text, true);
+    let metrics =
+        |b: &Planned| exporter.backend(&of_all, &b.text, Some(plan::CheckProtocol::Redis));
     let addresses: Vec<_> = (1..)
         .take(plan.backends.len())
         .map(|n| vec![address(n)])

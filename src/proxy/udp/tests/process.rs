@@ -214,7 +214,7 @@ fn serve(workers: usize, keys: &str, backends: &[SocketAddr]) -> (Arc<Service>, 
         vec![plan::Addr::Tcp(address)]
     });
     let addresses: Vec<_> = addresses.collect();
-    let metrics = |backend: &plan::Backend| exporter.backend(&of_all, &backend.text, false);
+    let metrics = |backend: &plan::Backend| exporter.backend(&of_all, &backend.text, None);
     let pool = Arc::new(Pool::new(&of_all, upstream, metrics, &addresses, now));
     let most = 20_000;
     let descriptors = Arc::new(Descriptors::new(0, most, 0));

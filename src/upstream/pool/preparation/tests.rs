@@ -41,7 +41,11 @@ impl Adder {
     }
 
     fn add(&self, backend: &Planned) -> (Arc<BackendMetrics>, Vec<Addr>) {
-        let metrics = self.exporter.backend(&self.of_all, &backend.text, true);
+        let metrics = self.exporter.backend(
+            &self.of_all,
+            &backend.text,
+            Some(crate::plan::CheckProtocol::Redis),
+        );
         (metrics.into(), addresses(10, 2))
     }
 }

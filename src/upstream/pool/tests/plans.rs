@@ -19,7 +19,8 @@ pub(super) fn apply(pool: &Pool, plan: &plan::Upstream, now: Instant) {
         let Target::Addr(addr) = &b.target else {
             panic!("{b:?}");
         };
-        let metrics = Arc::new(exporter.backend(&of_all, &b.text, true));
+        let metrics =
+            Arc::new(exporter.backend(&of_all, &b.text, Some(plan::CheckProtocol::Redis)));
         (metrics, vec![addr.clone()])
     };
     pool.set_plan(plan, add, &Cause::Plan, now);

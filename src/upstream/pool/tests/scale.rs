@@ -51,7 +51,8 @@ impl Large {
         let now = Instant::now();
         let plan = plan_of(many(0), &check);
         let addresses: Vec<_> = plan.backends.iter().map(addresses_of).collect();
-        let metrics = |b: &Planned| exporter.backend(&of_all, &b.text, true);
+        let metrics =
+            |b: &Planned| exporter.backend(&of_all, &b.text, Some(plan::CheckProtocol::Redis));
         let pool = Pool::new(&of_all, &plan, metrics, &addresses, now);
         Self {
             pool: Arc::new(pool),
@@ -65,7 +66,9 @@ impl Large {
     fn replace(&self, backends: Vec<Planned>) {
         let plan = plan_of(backends, &self.check);
         let add = |b: &Planned| {
-            let metrics = self.exporter.backend(&self.of_all, &b.text, true);
+            let metrics =
+                self.exporter
+                    .backend(&self.of_all, &b.text, Some(plan::CheckProtocol::Redis));
             (Arc::new(metrics), addresses_of(b))
         };
         self.pool.set_plan(&plan, add, &Cause::Discovery, self.now);

@@ -139,7 +139,9 @@ impl Scene {
         let mut plan = upstream(self.backends.clone(), check(CheckKind::Tcp));
         plan.check = check_by(self.rules);
         let add = |b: &Planned| {
-            let metrics = self.exporter.backend(&self.of_all, &b.text, true);
+            let metrics =
+                self.exporter
+                    .backend(&self.of_all, &b.text, Some(plan::CheckProtocol::Redis));
             let Target::Addr(addr) = &b.target else {
                 return (Arc::new(metrics), Vec::new());
             };
