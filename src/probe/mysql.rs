@@ -367,12 +367,11 @@ impl<'a> MysqlDialogue<'a> {
         };
         let is_late = |most| lag.is_none_or(|lag| lag > most);
         let result = match &fault {
-            // It is behind for that.
+            _ if self.settings.max_lag.is_some_and(is_late) => CheckResult::Lagging,
             Some(fault) if self.settings.replicating => {
                 transcript += &format!(": {fault}");
                 CheckResult::NotReplicating
             }
-            _ if self.settings.max_lag.is_some_and(is_late) => CheckResult::Lagging,
             _ => CheckResult::Ok,
         };
         let mut answer = Answer::new(result, transcript);

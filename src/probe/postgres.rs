@@ -181,11 +181,10 @@ impl PostgresCheck {
                 let fault = position.fault();
                 finding.fault = fault.map(str::to_owned);
                 result = match result {
-                    // It is behind for that.
+                    CheckResult::Ok if finding.lag.exceeds(&self.limit) => CheckResult::Lagging,
                     CheckResult::Ok if self.replicating && fault.is_some() => {
                         CheckResult::NotReplicating
                     }
-                    CheckResult::Ok if finding.lag.exceeds(&self.limit) => CheckResult::Lagging,
                     CheckResult::Standby if fault.is_some() => CheckResult::WrongRole,
                     result => result,
                 };

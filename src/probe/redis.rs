@@ -280,11 +280,7 @@ impl RedisCheck {
                         answer.finding.fault = fault.map(str::to_owned).or(answer.finding.fault);
                     }
                     if answer.finding.lag.exceeds(&limit) {
-                        // That it is cut off says more than that its lag is not known for that.
-                        answer.result = match fault.is_some() && self.replicating {
-                            true => CheckResult::NotReplicating,
-                            false => CheckResult::Lagging,
-                        };
+                        answer.result = CheckResult::Lagging;
                         answer.transcript += &match answer.finding.lag.time {
                             Some(time) => {
                                 format!(
@@ -535,14 +531,6 @@ mod tests {
                 Some(role == MASTER)
             );
         }
-        // Where it has to replicate, that it does not is the reason, and no lag.
-        let limited = RedisCheck {
-            max_lag: seconds(10),
-            ..settings(replica, false)
-        };
-        let result = |info| answer(&limited, &format!("+PONG\r\n{SLAVE}{info}")).result;
-        assert_eq!(result(&down), CheckResult::NotReplicating);
-        assert_eq!(result(&up), CheckResult::Lagging);
     }
 
     #[test]

@@ -341,16 +341,6 @@ fn replicas_that_do_not_replicate() {
             assert_eq!(answer.last_message, b"\x01\0\0\0\x01");
         }
     }
-    // How far it is behind is not known for that.
-    let limited = MysqlCheck {
-        replicating: true,
-        max_lag: Some(Duration::from_secs(1)),
-        ..settings_with(Some(Role::Replica))
-    };
-    let mut side = Side::logged_in(&limited, "8.4.0");
-    side.variables(&[on]);
-    let cut_off = answer(side.result(&result_set(&mysql, &[&cut_off])));
-    assert_eq!(cut_off.result, CheckResult::NotReplicating);
     let mut side = Side::logged_in(&settings, "8.4.0");
     side.variables(&[on]);
     let refused = side.answers(1, b"\xff\xcb\x04#42000Access denied");
