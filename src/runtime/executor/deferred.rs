@@ -62,7 +62,7 @@ pub struct Unwritten {
 /// They can be written at the end of the turn without being moved:
 ///
 /// ```
-/// use tembuku::internals::executor::Stream;
+/// use tembuku_engine::runtime::executor::Stream;
 /// fn forward(from: &Stream, to: &Stream) {
 ///     let _ = from.with_received(4096, |received| to.defer(received));
 /// }
@@ -71,7 +71,7 @@ pub struct Unwritten {
 /// They cannot be kept until the buffer holds those of another socket:
 ///
 /// ```compile_fail,E0521
-/// use tembuku::internals::executor::Stream;
+/// use tembuku_engine::runtime::executor::Stream;
 /// fn forward(from: &Stream, to: &Stream) {
 ///     let mut kept = None;
 ///     let _ = from.with_received(4096, |received| kept = Some(received));
@@ -82,7 +82,7 @@ pub struct Unwritten {
 /// And they cannot be sent to a second socket, after the first:
 ///
 /// ```compile_fail,E0382
-/// use tembuku::internals::executor::Stream;
+/// use tembuku_engine::runtime::executor::Stream;
 /// fn forward(from: &Stream, to: &Stream, other: &Stream) {
 ///     let _ = from.with_received(4096, |received| {
 ///         to.defer(received);
