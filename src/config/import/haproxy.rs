@@ -575,110 +575,119 @@ mod tests {
         );
     }
 
+    /// Rules of a section, the upstream of its clients, and what a list says.
+    const CONDITIONS: &[(&str, &str, &str)] = &[
+        ("use_backend x", "x", "f:5: use_backend x\n"),
+        (
+            "use_backend x if",
+            "d",
+            "f:5: `use_backend x if`: its condition is empty",
+        ),
+        ("use_backend x unless", "x", "f:5: use_backend x unless\n"),
+        ("use_backend x if ! or", "d", "its condition is empty"),
+        ("use_backend x if TRUE", "x", "f:5: use_backend x if TRUE\n"),
+        (
+            "use_backend x unless FALSE",
+            "x",
+            "f:5: use_backend x unless FALSE\n",
+        ),
+        (
+            "use_backend x if a !TRUE",
+            "d",
+            "its condition is empty, or never true",
+        ),
+        (
+            "use_backend x if a or TRUE",
+            "x",
+            "f:5: use_backend x if a or TRUE\n",
+        ),
+        (
+            "use_backend x if a",
+            "d",
+            "conditions do not select an upstream: its clients go to `d`",
+        ),
+        (
+            "use_backend x unless a",
+            "d",
+            "conditions do not select an upstream",
+        ),
+        (
+            "use_backend x if { src 10.0.0.1 } ! { src a }",
+            "d",
+            "conditions do not",
+        ),
+        ("use_backend x if WAIT_END", "d", "conditions do not"),
+        (
+            "use_backend x if b",
+            "d",
+            "HAProxy itself refuses it: there is no `acl b`",
+        ),
+        (
+            "use_backend x if { src 10.0.0.1",
+            "d",
+            "HAProxy itself refuses it: a `}` is missing",
+        ),
+        (
+            "use_backend x wenn a",
+            "d",
+            "HAProxy itself refuses it: `if` and `unless` may",
+        ),
+        // The rule without a condition comes before `default_backend`.
+        (
+            "use_backend x if a\n use_backend y",
+            "y",
+            "its clients go to `y`",
+        ),
+        (
+            "use_backend y\n use_backend x if a",
+            "y",
+            "f:6: `use_backend x if a`: all clients go to `y` before it",
+        ),
+        (
+            "use_backend y",
+            "y",
+            "f:6: `default_backend d`: all clients go to `y`",
+        ),
+    ];
+
+    /// The upstream that clients of a section with these rules go to, and the lists.
+    fn upstream_of(rules: &str, kind: &str) -> (String, String) {
+        let text = format!(
+            "{kind}\n mode tcp\n bind :1\n acl a src 10.0.0.1\n{rules}\n\
+             backend d\n server s 10.0.0.1:1\nbackend x\n server s 10.0.0.2:1\n\
+             backend y\n server s 10.0.0.3:1\n"
+        );
+        let (toml, lists) = imported(&text);
+        let line = toml.lines().find(|line| line.starts_with("upstream = "));
+        let name = line.and_then(|line| line.split('"').nth(1));
+        (name.unwrap_or_default().to_owned(), lists)
+    }
+
     /// `haproxy -c` and its picks decide: an empty condition never holds, and `default_backend`
     /// comes before the servers of its own section.
     #[test]
     fn clients_go_where_no_condition_holds() {
-        let upstream = |rules: &str, kind: &str| {
-            let text = format!(
-                "{kind}\n mode tcp\n bind :1\n acl a src 10.0.0.1\n{rules}\n\
-                 backend d\n server s 10.0.0.1:1\nbackend x\n server s 10.0.0.2:1\n\
-                 backend y\n server s 10.0.0.3:1\n"
-            );
-            let (toml, lists) = imported(&text);
-            let line = toml.lines().find(|line| line.starts_with("upstream = "));
-            let name = line.and_then(|line| line.split('"').nth(1));
-            (name.unwrap_or_default().to_owned(), lists)
-        };
-        for (rule, wanted, entry) in [
-            ("use_backend x", "x", "f:5: use_backend x\n"),
-            (
-                "use_backend x if",
-                "d",
-                "f:5: `use_backend x if`: its condition is empty",
-            ),
-            ("use_backend x unless", "x", "f:5: use_backend x unless\n"),
-            ("use_backend x if ! or", "d", "its condition is empty"),
-            ("use_backend x if TRUE", "x", "f:5: use_backend x if TRUE\n"),
-            (
-                "use_backend x unless FALSE",
-                "x",
-                "f:5: use_backend x unless FALSE\n",
-            ),
-            (
-                "use_backend x if a !TRUE",
-                "d",
-                "its condition is empty, or never true",
-            ),
-            (
-                "use_backend x if a or TRUE",
-                "x",
-                "f:5: use_backend x if a or TRUE\n",
-            ),
-            (
-                "use_backend x if a",
-                "d",
-                "conditions do not select an upstream: its clients go to `d`",
-            ),
-            (
-                "use_backend x unless a",
-                "d",
-                "conditions do not select an upstream",
-            ),
-            (
-                "use_backend x if { src 10.0.0.1 } ! { src a }",
-                "d",
-                "conditions do not",
-            ),
-            ("use_backend x if WAIT_END", "d", "conditions do not"),
-            (
-                "use_backend x if b",
-                "d",
-                "HAProxy itself refuses it: there is no `acl b`",
-            ),
-            (
-                "use_backend x if { src 10.0.0.1",
-                "d",
-                "HAProxy itself refuses it: a `}` is missing",
-            ),
-            (
-                "use_backend x wenn a",
-                "d",
-                "HAProxy itself refuses it: `if` and `unless` may",
-            ),
-            // The rule without a condition comes before `default_backend`.
-            (
-                "use_backend x if a\n use_backend y",
-                "y",
-                "its clients go to `y`",
-            ),
-            (
-                "use_backend y\n use_backend x if a",
-                "y",
-                "f:6: `use_backend x if a`: all clients go to `y` before it",
-            ),
-            (
-                "use_backend y",
-                "y",
-                "f:6: `default_backend d`: all clients go to `y`",
-            ),
-        ] {
+        for &(rule, wanted, entry) in CONDITIONS {
             for kind in ["frontend f", "listen f"] {
-                let (name, lists) = upstream(&format!(" {rule}\n default_backend d"), kind);
+                let (name, lists) = upstream_of(&format!(" {rule}\n default_backend d"), kind);
                 assert_eq!(name, wanted, "{kind} {rule}\n{lists}");
                 assert!(lists.contains(entry), "{entry} in\n{lists}");
             }
         }
+    }
+
+    #[test]
+    fn servers_of_a_listen_serve_where_no_rule_names_a_backend() {
         let own = " server s 10.0.0.9:1\n";
-        assert_eq!(upstream(own, "listen f").0, "f");
-        let (name, lists) = upstream(&format!("{own} default_backend d"), "listen f");
+        assert_eq!(upstream_of(own, "listen f").0, "f");
+        let (name, lists) = upstream_of(&format!("{own} default_backend d"), "listen f");
         assert_eq!(name, "d");
         assert!(
             lists.contains("f:5: `server s 10.0.0.9:1`: all clients go to `d`"),
             "{lists}"
         );
         assert_eq!(
-            upstream(&format!("{own} use_backend x if a"), "listen f").0,
+            upstream_of(&format!("{own} use_backend x if a"), "listen f").0,
             "f"
         );
         let dynamic = import(

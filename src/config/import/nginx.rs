@@ -431,94 +431,97 @@ mod tests {
         }
     }
 
+    /// Directives of a server, and parts of the result.
+    const SERVERS: &[(&str, &[&str])] = &[
+        (
+            "listen 53 udp; proxy_responses 1; proxy_pass 10.0.0.1:53;",
+            &[
+                "protocol = \"udp\"",
+                "responses = 1",
+                "[listeners.udp-53]",
+                "[upstreams.\"to-10.0.0.1-53\"]",
+            ],
+        ),
+        (
+            "listen 53 udp; listen 53; proxy_pass a;",
+            &["[listeners.a]", "[listeners.a-53]"],
+        ),
+        (
+            "listen 1; allow 10.0.0.0/8; deny all; proxy_pass a;",
+            &["\"deny all\""],
+        ),
+        (
+            "listen 1 proxy_protocol; set_real_ip_from 10.0.0.0/8; proxy_pass a;",
+            &["accept_proxy = { trust = [\"10.0.0.0/8\"], timeout = \"30s\" }"],
+        ),
+        (
+            "listen 1; proxy_protocol on; proxy_pass a;",
+            &["send_proxy = \"v1\""],
+        ),
+        (
+            "listen 1; proxy_next_upstream off; proxy_pass a;",
+            &["retries = 0"],
+        ),
+        (
+            "listen 1; proxy_next_upstream_tries 2; proxy_pass a;",
+            &["retries = 1"],
+        ),
+        (
+            "listen 1 so_keepalive=30m::10 backlog=9; tcp_nodelay off; proxy_pass a;",
+            &[
+                "keepalive = { idle = \"30m\", interval = \"75s\", count = 10 }",
+                "# f:4; 0s: off, the kernel decides",
+                "backlog = 9",
+                "nodelay = false",
+            ],
+        ),
+        (
+            "listen [::]:1 ipv6only=off; proxy_pass a;",
+            &["[\"0.0.0.0:1\", \"[::]:1\"]"],
+        ),
+        (
+            "listen 1; proxy_half_close on; proxy_pass unix:/run/a.sock;",
+            &[
+                "unix:/run/a.sock",
+                "[listeners.tcp-1]",
+                "[upstreams.\"to-run-a.sock\"]",
+                "half_close = true",
+                "# f:4; 0s: no limit but `idle_timeout`",
+            ],
+        ),
+        (
+            "listen 1; limit_conn all 7; proxy_pass a;",
+            &["max_connections = 7"],
+        ),
+        (
+            "listen 1; limit_conn one 7; limit_conn_dry_run on; proxy_pass a;",
+            &["max_connections_per_source = 7", "limits_dry_run = true"],
+        ),
+        (
+            "listen 1; limit_conn one 7; limit_conn all 8; proxy_pass a;",
+            &["max_connections = 8", "max_connections_per_source = 7"],
+        ),
+        (
+            "listen 53 udp; proxy_responses 0; proxy_pass a;",
+            &["per_packet = true"],
+        ),
+        (
+            "listen 1; proxy_socket_keepalive on; proxy_pass a;",
+            &["keepalive = { idle = \"2h\", interval = \"75s\", count = 9 }"],
+        ),
+        (
+            "listen 1; proxy_upload_rate 100k; proxy_download_rate 2m; proxy_pass a;",
+            &["bandwidth = { up = \"100k\", down = \"2m\" }"],
+        ),
+        (
+            "listen 1; proxy_upload_rate 0; proxy_download_rate 1000; proxy_pass a;",
+            &["bandwidth = { down = \"1000\" }"],
+        ),
+    ];
+
     #[test]
     fn servers_become_listeners_with_what_holds_for_them() {
-        for (text, parts) in [
-            (
-                "listen 53 udp; proxy_responses 1; proxy_pass 10.0.0.1:53;",
-                &[
-                    "protocol = \"udp\"",
-                    "responses = 1",
-                    "[listeners.udp-53]",
-                    "[upstreams.\"to-10.0.0.1-53\"]",
-                ][..],
-            ),
-            (
-                "listen 53 udp; listen 53; proxy_pass a;",
-                &["[listeners.a]", "[listeners.a-53]"],
-            ),
-            (
-                "listen 1; allow 10.0.0.0/8; deny all; proxy_pass a;",
-                &["\"deny all\""],
-            ),
-            (
-                "listen 1 proxy_protocol; set_real_ip_from 10.0.0.0/8; proxy_pass a;",
-                &["accept_proxy = { trust = [\"10.0.0.0/8\"], timeout = \"30s\" }"],
-            ),
-            (
-                "listen 1; proxy_protocol on; proxy_pass a;",
-                &["send_proxy = \"v1\""],
-            ),
-            (
-                "listen 1; proxy_next_upstream off; proxy_pass a;",
-                &["retries = 0"],
-            ),
-            (
-                "listen 1; proxy_next_upstream_tries 2; proxy_pass a;",
-                &["retries = 1"],
-            ),
-            (
-                "listen 1 so_keepalive=30m::10 backlog=9; tcp_nodelay off; proxy_pass a;",
-                &[
-                    "keepalive = { idle = \"30m\", interval = \"75s\", count = 10 }",
-                    "# f:4; 0s: off, the kernel decides",
-                    "backlog = 9",
-                    "nodelay = false",
-                ],
-            ),
-            (
-                "listen [::]:1 ipv6only=off; proxy_pass a;",
-                &["[\"0.0.0.0:1\", \"[::]:1\"]"],
-            ),
-            (
-                "listen 1; proxy_half_close on; proxy_pass unix:/run/a.sock;",
-                &[
-                    "unix:/run/a.sock",
-                    "[listeners.tcp-1]",
-                    "[upstreams.\"to-run-a.sock\"]",
-                    "half_close = true",
-                    "# f:4; 0s: no limit but `idle_timeout`",
-                ],
-            ),
-            (
-                "listen 1; limit_conn all 7; proxy_pass a;",
-                &["max_connections = 7"],
-            ),
-            (
-                "listen 1; limit_conn one 7; limit_conn_dry_run on; proxy_pass a;",
-                &["max_connections_per_source = 7", "limits_dry_run = true"],
-            ),
-            (
-                "listen 1; limit_conn one 7; limit_conn all 8; proxy_pass a;",
-                &["max_connections = 8", "max_connections_per_source = 7"],
-            ),
-            (
-                "listen 53 udp; proxy_responses 0; proxy_pass a;",
-                &["per_packet = true"],
-            ),
-            (
-                "listen 1; proxy_socket_keepalive on; proxy_pass a;",
-                &["keepalive = { idle = \"2h\", interval = \"75s\", count = 9 }"],
-            ),
-            (
-                "listen 1; proxy_upload_rate 100k; proxy_download_rate 2m; proxy_pass a;",
-                &["bandwidth = { up = \"100k\", down = \"2m\" }"],
-            ),
-            (
-                "listen 1; proxy_upload_rate 0; proxy_download_rate 1000; proxy_pass a;",
-                &["bandwidth = { down = \"1000\" }"],
-            ),
-        ] {
+        for (text, parts) in SERVERS {
             let text = format!(
                 "stream {{ limit_conn_zone $server_port zone=all:1m; proxy_timeout 1h;
                  limit_conn_zone $binary_remote_addr zone=one:1m;
@@ -527,7 +530,7 @@ mod tests {
                  server {{ {text} }} }}"
             );
             let (toml, lists) = imported(&text);
-            for part in parts {
+            for part in *parts {
                 assert!(toml.contains(part), "{part} in\n{toml}\n{lists}");
             }
         }
