@@ -236,10 +236,16 @@ const item = e => {
   // Clients come when they come: only where one was without a backend is that time lost.
   const lacked = e.next_session_waited_seconds > 0 || e.unserved_clients > 0;
   if (e.next_session_seconds !== null) parts.push(`the next session went to ${e.next_session_on} after ${e.next_session_seconds} s`
-    + (!lacked ? ", no client came before" : e.next_session_waited_seconds > 0 ? `, and had waited for ${e.next_session_waited_seconds} s` : ""));
-  if (e.unserved_clients > 0) parts.push(e.unserved_clients === 1 ? "1 client got none before" : `${e.unserved_clients} clients got none before`);
+    + (!lacked ? ", no client came before"
+      : e.next_session_waited_seconds > 0 ? `, and had waited for ${e.next_session_waited_seconds} s`
+      : ""));
+  if (e.unserved_clients > 0) {
+    const clients = e.unserved_clients === 1 ? "1 client" : `${e.unserved_clients} clients`;
+    parts.push(`${clients} got none before`);
+  }
   if (parts.length) make("div", li, "", parts.join("; "));
-  const leave = e.sessions ? e.last_session_closed_seconds || 0 : 0, next = lacked ? e.next_session_seconds || 0 : 0;
+  const leave = e.sessions ? e.last_session_closed_seconds || 0 : 0;
+  const next = lacked ? e.next_session_seconds || 0 : 0;
   const whole = e.doubt_seconds + Math.max(leave, next);
   if (whole > 0 && !good) {
     const at = seconds => (seconds / whole * 100).toFixed(2);
@@ -288,7 +294,9 @@ const show = (overview, after) => {
   $("upstreams").replaceChildren(...overview.upstreams.rows.map(u => {
     const health = u.available === 0 ? "failed" : u.available < u.backends ? "unwell" : "";
     const li = make("li", null, health, `${u.name} (${u.balance}): ${u.available} of `
-      + `${u.backends} available${u.full ? `, ${u.full} full` : ""}${u.unproven ? `, ${u.unproven} unproven (tried)` : ""}${u.queued ? `, ${u.queued} queued` : ""}`
+      + `${u.backends} available${u.full ? `, ${u.full} full` : ""}`
+      + `${u.unproven ? `, ${u.unproven} unproven (tried)` : ""}`
+      + `${u.queued ? `, ${u.queued} queued` : ""}`
       + `${u.held ? `, ${u.held} held` : ""}`);
     if (u.source) make("div", li, "", u.source);
     return li;
